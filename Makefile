@@ -1,0 +1,34 @@
+# Every target does the set-up it needs; `make setup` is quick when nothing changed.
+.PHONY: help setup quickstart test test-fast lint lock clean
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+
+# Tools of the environment (ninja among them) come first, as after `source .venv/bin/activate`.
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+PY := .venv/bin/python
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: ## make or update .venv
+	@scripts/setup.sh
+
+quickstart: setup ## the main job, end to end: checkpoint, SFT, GRPO, evaluation, report
+	$(PY) scripts/quickstart.py
+
+lint: setup ## ruff and mypy
+	$(PY) -m ruff check .
+	$(PY) -m mypy
+
+test: lint ## ruff, mypy and every test
+	$(PY) -m pytest
+
+test-fast: setup ## the tests that take less than 20 s each
+	$(PY) -m pytest -m "not slow"
+
+lock: setup ## write requirements/lock.txt from .venv
+	scripts/lock.sh
+
+clean: ## remove the environment and every cache; keeps runs/
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,46 @@
+"""Tasks and environments: what a policy is trained and evaluated on.
+
+``envs.protocol`` is the contract. ``envs.load`` finds an environment by name, file or data set,
+``envs.from_tasks`` makes one of rows and a reward, ``envs.register`` adds one, ``envs.check``
+proves it sane. Importing this package is cheap: reasoning-gym, datasets and pyarrow come when used.
+"""
+
+from envs.checking import CheckReport, Failure, check
+from envs.data import DataTasks
+from envs.generated import GeneratedTasks, generated
+from envs.loading import from_tasks, load, names, register
+from envs.protocol import EndReason, Env, Environment, Message, Step, Task, TaskSource
+from envs.reasoning_pool import shutdown
+from envs.second_try import SecondTry
+from envs.single_turn import Episodes, SingleTurn, case_of, user
+from envs.splitting import held_out, question_of
+from rewards import UsageError
+
+__all__ = [
+    "CheckReport",
+    "DataTasks",
+    "EndReason",
+    "Env",
+    "Environment",
+    "Episodes",
+    "Failure",
+    "GeneratedTasks",
+    "Message",
+    "SecondTry",
+    "SingleTurn",
+    "Step",
+    "Task",
+    "TaskSource",
+    "UsageError",
+    "case_of",
+    "check",
+    "from_tasks",
+    "generated",
+    "held_out",
+    "load",
+    "names",
+    "question_of",
+    "register",
+    "shutdown",
+    "user",
+]

@@ -1,0 +1,170 @@
+"""Decides what a name given to ``envs.load`` stands for.
+
+In this order: ``reasoning_gym:<dataset>``; a registered environment; a data file or saved data set;
+``owner/name``, a data set on the hub. Data needs a reward to be an environment.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from envs import files
+from envs.data import Columns, DataTasks
+from envs.protocol import Environment
+from envs.reasoning import reasoning_gym
+from envs.single_turn import SingleTurn
+from envs.splitting import PERCENT
+from rewards import Combined, Reward, UsageError, combine, did_you_mean, required_columns
+from rewards import load as load_reward
+
+F = TypeVar("F", bound=Callable[..., Any])
+PREFIX = "reasoning_gym:"
+
+_ENVIRONMENTS: dict[str, Callable[..., Environment]] = {}
+
+
+def register(name: str) -> Callable[[F], F]:
+    """Decorator: ``envs.load(name, **args)`` will call the function or class.
+
+    It must return an Environment, which has ``name``, ``tasks`` and ``make()``, such as
+    ``envs.Episodes(name, tasks, make)``. Raises UsageError for a name that another function holds.
+    """
+    if not name or not isinstance(name, str) or ":" in name or "/" in name:
+        raise UsageError(f"an environment needs a name without ':' and '/', got {name!r}")
+
+    def keep(factory: F) -> F:
+        held = _ENVIRONMENTS.get(name)
+        if held is not None and _identity(held) != _identity(factory):
+            raise UsageError(f"environment {name!r} is already registered, by {_identity(held)}")
+        _ENVIRONMENTS[name] = factory
+        return factory
+
+    return keep
+
+
+def names() -> list[str]:
+    """All registered environments, sorted; ``reasoning_gym:<dataset>`` and data come on top."""
+    return sorted(_ENVIRONMENTS)
+
+
+def load(name: Any, **args: Any) -> Environment:
+    """The environment that ``name`` stands for, made with ``args``.
+
+    ``name`` is a string or path (see the module docstring), rows, or a ``datasets`` data set; for
+    the last two and for files ``args`` are those of ``from_tasks``. Raises UsageError for anything
+    that cannot be loaded as asked.
+    """
+    if not isinstance(name, str) and not hasattr(name, "__fspath__"):
+        return from_tasks(name, **args)
+    text = str(name)
+    if text.startswith(PREFIX):
+        return reasoning_gym(text.removeprefix(PREFIX), **args)
+    if text in _ENVIRONMENTS:
+        return _call(_ENVIRONMENTS[text], text, args)
+    if files.looks_like_file(text):
+        return _from_source(text, args)
+    if text.count("/") == 1 and "reward" in args:
+        return _from_source(text, args)
+    hint = did_you_mean(text, [*_ENVIRONMENTS, f"{PREFIX}<dataset>"])
+    raise UsageError(
+        f"unknown environment {text!r}.{hint} It may also be reasoning_gym:<dataset>, a data file "
+        f"({', '.join(files.ENDINGS)}), or owner/name of a data set together with reward=."
+    )
+
+
+def from_tasks(
+    rows: Iterable[Mapping[str, Any]],
+    *,
+    reward: str | Reward | Sequence[str | Reward] | Mapping[str | Reward, float] | None = None,
+    name: str = "data",
+    held_out: Iterable[Mapping[str, Any]] | None = None,
+    system_prompt: str = "",
+    **options: Any,
+) -> Environment:
+    """Rows and a reward as an environment of one turn.
+
+    ``reward`` is a function, a registered name, or several as ``rewards.combine`` takes them.
+    ``held_out`` are rows to evaluate on instead of a hash's choice of ``held_out_percent``. Further
+    options: ``prompt_column``, ``messages_column``, ``answer_column``, ``seed``,
+    ``held_out_percent``. Raises UsageError for bad rows, columns or options.
+    """
+    if reward is None:
+        raise UsageError(f"{name} is data: name the reward that judges answers with reward=...")
+    judged_by = _reward(reward)
+    columns = Columns(
+        prompt=options.pop("prompt_column", "prompt"),
+        messages=options.pop("messages_column", "messages"),
+        answer=options.pop("answer_column", "answer"),
+        required=tuple(sorted(required_columns(judged_by))),
+    )
+    seed, percent = options.pop("seed", 0), options.pop("held_out_percent", PERCENT)
+    if options:
+        known = ["prompt_column", "messages_column", "answer_column", "seed", "held_out_percent"]
+        odd = next(iter(options))
+        raise UsageError(f"{name}: unknown argument {odd!r}.{did_you_mean(odd, known)}")
+    tasks = DataTasks(
+        _rows(rows),
+        name=name,
+        columns=columns,
+        seed=seed,
+        held_out_rows=None if held_out is None else _rows(held_out),
+        held_out_percent=percent,
+    )
+    return SingleTurn(name, tasks, judged_by, system_prompt)
+
+
+def _from_source(name: str, args: dict[str, Any]) -> Environment:
+    """An environment over a file or hub data set; ``held_out`` may name a file, too."""
+    split, subset = args.pop("split", "train"), args.pop("subset", None)
+    aside_split, aside = args.pop("held_out_split", None), args.pop("held_out", None)
+    is_file = files.looks_like_file(name)
+
+    def rows_of(which: str) -> Sequence[Mapping[str, Any]]:
+        if is_file:
+            return files.read(name, split=which)
+        return files.hub_dataset(name, subset=subset, split=which)
+
+    if args.get("reward") is None:
+        from_tasks((), name=name)  # says that a reward is missing before anything is read
+    if isinstance(aside, str) or hasattr(aside, "__fspath__"):
+        aside = files.read(str(aside))
+    elif aside is None and aside_split is not None:
+        aside = rows_of(aside_split)
+    return from_tasks(rows_of(split), name=name, held_out=aside, **args)
+
+
+def _rows(rows: Any) -> Sequence[Mapping[str, Any]]:
+    if hasattr(rows, "column_names"):  # a datasets data set, or a dict of its splits
+        return files.of_split(rows, "train", "the data set")
+    return rows if isinstance(rows, Sequence) else list(rows)
+
+
+def _reward(reward: Any) -> Reward:
+    if isinstance(reward, str):
+        return load_reward(reward)
+    if isinstance(reward, Combined) or callable(reward):
+        return reward  # type: ignore[no-any-return]
+    return combine(reward)
+
+
+def _call(factory: Callable[..., Environment], name: str, args: dict[str, Any]) -> Environment:
+    """Call a registered factory. Raises UsageError when the arguments or the result do not fit."""
+    try:
+        inspect.signature(factory).bind(**args)
+    except TypeError as error:
+        accepted = ", ".join(inspect.signature(factory).parameters) or "none"
+        raise UsageError(f"environment {name!r}: {error}. Accepted: {accepted}.") from error
+    made = factory(**args)
+    lacking = [part for part in ("name", "tasks", "make") if not hasattr(made, part)]
+    if lacking:
+        raise UsageError(
+            f"environment {name!r} returned {type(made).__name__}, which lacks "
+            f"{', '.join(lacking)}: return envs.Episodes(name, tasks, make)"
+        )
+    return made
+
+
+def _identity(factory: Callable[..., Any]) -> str:
+    return f"{factory.__module__}.{getattr(factory, '__qualname__', type(factory).__qualname__)}"

@@ -1,0 +1,49 @@
+"""RL post-training: a vLLM rollout server, a DeepSpeed learner, and the loop between them.
+
+    run = posttrain.grpo(model=..., env=..., reward=[...], steps=100, run_dir="runs/first")
+
+Names are loaded when they are first used, so that ``import posttrain`` stays quick.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from posttrain.api import Run, evaluate, grpo, resume, run_config
+    from posttrain.config import load_config
+    from posttrain.errors import RunError, UsageError
+    from posttrain.trainers.sft import sft
+
+_HOMES = {
+    "Run": "posttrain.api",
+    "evaluate": "posttrain.api",
+    "grpo": "posttrain.api",
+    "resume": "posttrain.api",
+    "run_config": "posttrain.api",
+    "load_config": "posttrain.config",
+    "RunError": "posttrain.errors",
+    "UsageError": "posttrain.errors",
+    "sft": "posttrain.trainers.sft",
+}
+
+__all__ = [
+    "Run",
+    "RunError",
+    "UsageError",
+    "evaluate",
+    "grpo",
+    "load_config",
+    "resume",
+    "run_config",
+    "sft",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'posttrain' has no attribute {name!r}")
+    # Before ``envs`` and ``rewards`` are imported: a user's folder of that name would fail that.
+    import_module("posttrain.shadowing").check_shadowing()
+    return getattr(import_module(_HOMES[name]), name)

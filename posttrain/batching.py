@@ -1,0 +1,219 @@
+"""Rollouts -> Samples -> one Batch, and the file a Batch travels in.
+
+Decides which tokens become one training row. ``samples_of`` merges the turns of an episode while
+each prompt repeats what came before, and forks where an environment rewrote history. ``pack`` lays
+samples end to end up to a token budget. Both depend on the order of their input alone, never on
+timing, so the same rollouts always make the same batch.
+
+Packing: best-fit decreasing gives the number of rows; the samples are then dealt anew, longest
+first and each to the emptiest row, over that number rounded up to a multiple of the ranks. So
+all ranks have work even where everything would fit in one row, and rows are of nearly equal size.
+"""
+
+from __future__ import annotations
+
+import heapq
+import json
+import os
+from bisect import bisect_left, insort
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from posttrain.types import Batch, PackedRow, Rollout, Sample
+
+_ARRAYS = ("token_ids", "position_ids", "loss_mask", "logprobs", "advantages", "lengths")
+
+
+def samples_of(rollout: Rollout, advantage: float) -> list[Sample]:
+    """The training rows of one episode; usually one, one more per rewritten history.
+
+    A turn in which the model wrote nothing adds nothing to learn; an episode of such turns gives
+    an empty list. Raises ValueError when a completion has no prompt before it.
+    """
+    samples, draft = [], _Draft(rollout.rollout_id, advantage)
+    for turn in rollout.turns:
+        if not draft.is_prefix_of(turn.prompt_ids):
+            samples.append(draft.finish())
+            draft = _Draft(rollout.rollout_id, advantage)
+        draft.read(turn.prompt_ids[draft.n :])
+        completion = turn.completion
+        draft.write(completion.token_ids, completion.logprobs, completion.weight_versions)
+    samples.append(draft.finish())
+    return [sample for sample in samples if sample.loss_mask.any()]
+
+
+class _Draft:
+    """A sample while its turns are being appended."""
+
+    def __init__(self, rollout_id: str, advantage: float) -> None:
+        self._rollout_id = rollout_id
+        self._advantage = advantage
+        self._ids = np.zeros(0, np.int64)
+        self._mask = np.zeros(0, np.bool_)
+        self._logprobs = np.zeros(0, np.float32)
+        self._versions = np.zeros(0, np.int64)
+
+    @property
+    def n(self) -> int:
+        return len(self._ids)
+
+    def is_prefix_of(self, ids: np.ndarray) -> bool:
+        return self.n <= len(ids) and np.array_equal(self._ids, ids[: self.n])
+
+    def read(self, ids: np.ndarray) -> None:
+        """Append tokens that the model saw and did not write."""
+        zeros = np.zeros(len(ids))
+        self._append(ids, zeros.astype(np.bool_), zeros, zeros)
+
+    def write(self, ids: np.ndarray, logprobs: np.ndarray, versions: np.ndarray) -> None:
+        """Append tokens that the model wrote."""
+        self._append(ids, np.ones(len(ids), np.bool_), logprobs, versions)
+
+    def _append(
+        self, ids: np.ndarray, mask: np.ndarray, logprobs: np.ndarray, versions: np.ndarray
+    ) -> None:
+        self._ids = np.concatenate([self._ids, np.asarray(ids, np.int64)])
+        self._mask = np.concatenate([self._mask, mask])
+        self._logprobs = np.concatenate([self._logprobs, np.asarray(logprobs, np.float32)])
+        self._versions = np.concatenate([self._versions, np.asarray(versions, np.int64)])
+
+    def finish(self) -> Sample:
+        advantages = np.where(self._mask, np.float32(self._advantage), np.float32(0))
+        return Sample(
+            token_ids=self._ids,
+            loss_mask=self._mask,
+            logprobs=self._logprobs,
+            advantages=advantages.astype(np.float32),
+            weight_versions=self._versions,
+            rollout_id=self._rollout_id,
+        )
+
+
+def pack(samples: Sequence[Sample], tokens_per_row: int, ranks: int, step: int) -> Batch:
+    """Lay samples into rows of at most ``tokens_per_row`` tokens, the same number for each rank.
+
+    A sample longer than the budget gets a row of its own: it cannot be cut, and dropping it would
+    bias against long answers. Raises ValueError for an empty batch, or one with nothing to learn.
+    """
+    if ranks < 1 or tokens_per_row < 1:
+        raise ValueError(f"pack: ranks {ranks} and tokens_per_row {tokens_per_row} must be positive")
+    n_loss_tokens = sum(int(sample.loss_mask.sum()) for sample in samples)
+    if n_loss_tokens == 0:
+        raise ValueError(f"pack: step {step} has {len(samples)} samples and no token to learn from")
+    lengths = [len(sample) for sample in samples]
+    bins = _bins(lengths, tokens_per_row, ranks)
+    rows = [_row([samples[i] for i in sorted(members)]) for members in bins]
+    by_rank = _deal([sum(lengths[i] for i in members) for members in bins], ranks)
+    return Batch(
+        step=step,
+        rows=tuple(tuple(rows[i] for i in mine) for mine in by_rank),
+        n_loss_tokens=n_loss_tokens,
+        n_samples=len(samples),
+    )
+
+
+def _bins(lengths: Sequence[int], budget: int, ranks: int) -> list[list[int]]:
+    """Indices of the samples of each row; the number of rows is a multiple of ``ranks``."""
+    longest_first = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    tight = _best_fit(longest_first, lengths, budget)
+    n_rows = -(-len(tight) // ranks) * ranks
+    even = _emptiest_first(longest_first, lengths, n_rows)
+    if all(len(row) == 1 or sum(lengths[i] for i in row) <= budget for row in even):
+        return even
+    return tight + [[] for _ in range(n_rows - len(tight))]
+
+
+def _best_fit(order: Sequence[int], lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Each sample goes to the fullest row that still holds it."""
+    rows: list[list[int]] = []
+    space: list[tuple[int, int]] = []  # (free tokens, row), sorted
+    for i in order:
+        at = bisect_left(space, (lengths[i], -1))
+        if at == len(space):
+            free, row = budget, len(rows)
+            rows.append([])
+        else:
+            free, row = space.pop(at)
+        rows[row].append(i)
+        insort(space, (free - lengths[i], row))
+    return rows
+
+
+def _emptiest_first(
+    order: Sequence[int], lengths: Sequence[int], n_rows: int
+) -> list[list[int]]:
+    rows: list[list[int]] = [[] for _ in range(n_rows)]
+    filled = [(0, row) for row in range(n_rows)]
+    for i in order:
+        tokens, row = heapq.heappop(filled)
+        rows[row].append(i)
+        heapq.heappush(filled, (tokens + lengths[i], row))
+    return rows
+
+
+def _deal(tokens: Sequence[int], ranks: int) -> list[list[int]]:
+    """Row indices of each rank: equal in number, near in tokens."""
+    each = len(tokens) // ranks
+    mine: list[list[int]] = [[] for _ in range(ranks)]
+    filled = [(0, rank) for rank in range(ranks)]
+    for i in sorted(range(len(tokens)), key=lambda i: (-tokens[i], i)):
+        total, rank = heapq.heappop(filled)
+        mine[rank].append(i)
+        if len(mine[rank]) < each:
+            heapq.heappush(filled, (total + tokens[i], rank))
+    return [sorted(rows) for rows in mine]
+
+
+def _row(samples: Sequence[Sample]) -> PackedRow:
+    def joined(name: str, dtype: type) -> np.ndarray:
+        parts = [getattr(sample, name) for sample in samples]
+        return np.concatenate([np.zeros(0, dtype), *parts]).astype(dtype, copy=False)
+
+    lengths = np.array([len(sample) for sample in samples], np.int64)
+    positions = [np.arange(length) for length in lengths]
+    return PackedRow(
+        token_ids=joined("token_ids", np.int64),
+        position_ids=np.concatenate([np.zeros(0, np.int64), *positions]),
+        loss_mask=joined("loss_mask", np.bool_),
+        logprobs=joined("logprobs", np.float32),
+        advantages=joined("advantages", np.float32),
+        lengths=lengths,
+    )
+
+
+def save_batch(batch: Batch, path: Path) -> None:
+    """Write one safetensors file, bit for bit what ``load_batch`` gives back; atomic."""
+    from safetensors.numpy import save_file
+
+    tensors: dict[str, np.ndarray] = {}
+    for rank, rows in enumerate(batch.rows):
+        for i, row in enumerate(rows):
+            tensors |= {f"{rank}/{i}/{name}": getattr(row, name) for name in _ARRAYS}
+    head = {
+        "step": batch.step,
+        "rows": [len(rows) for rows in batch.rows],
+        "n_loss_tokens": batch.n_loss_tokens,
+        "n_samples": batch.n_samples,
+    }
+    partial = path.with_name(path.name + ".partial")
+    save_file(tensors, partial, metadata={"batch": json.dumps(head)})
+    os.replace(partial, path)
+
+
+def load_batch(path: Path, only_rank: int | None = None) -> Batch:
+    """Read a batch; with ``only_rank`` the rows of the other ranks stay unread and empty."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="numpy") as file:
+        head = json.loads(file.metadata()["batch"])
+
+        def row(rank: int, i: int) -> PackedRow:
+            return PackedRow(**{name: file.get_tensor(f"{rank}/{i}/{name}") for name in _ARRAYS})
+
+        rows = tuple(
+            tuple(row(rank, i) for i in range(n) if only_rank in (None, rank))
+            for rank, n in enumerate(head["rows"])
+        )
+    return Batch(head["step"], rows, head["n_loss_tokens"], head["n_samples"])

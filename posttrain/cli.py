@@ -1,0 +1,110 @@
+"""``posttrain <command>``: the Python API written down for the shell.
+
+Exit codes: 0 done, 1 the run had to stop, 2 bad input (nothing was written), 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from posttrain.errors import RunError, UsageError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parse, then import what the command needs."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    try:
+        return int(options.run(options))
+    except UsageError as error:
+        print(f"posttrain: {error}", file=sys.stderr)
+        return 2
+    except RunError as error:
+        print(f"posttrain: the run stopped. {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("posttrain: interrupted", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="posttrain", description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+
+    grpo = commands.add_parser("grpo", help="train with GRPO from a TOML file")
+    grpo.add_argument("config", nargs="?", help="TOML file; may be left out when overrides say all")
+    grpo.add_argument("overrides", nargs="*", help="section.key=value, e.g. grpo.steps=50")
+    grpo.add_argument("--quiet", action="store_true", help="no progress")
+    grpo.set_defaults(run=_grpo)
+
+    resume = commands.add_parser("resume", help="go on with an interrupted run")
+    resume.add_argument("run_dir", type=Path)
+    resume.add_argument("--quiet", action="store_true", help="no progress")
+    resume.set_defaults(run=_resume)
+
+    report = commands.add_parser("report", help="write the HTML report of a run")
+    report.add_argument("run_dir", type=Path)
+    report.add_argument("--out", type=Path, help="where to write it (default: in the run)")
+    report.set_defaults(run=_report)
+
+    settings = commands.add_parser("settings", help="list every setting, its default and meaning")
+    settings.set_defaults(run=_settings)
+
+    doctor = commands.add_parser("doctor", help="what is installed, what is broken, how to fix it")
+    doctor.add_argument("--json", action="store_true", help="for machines")
+    doctor.set_defaults(run=_doctor)
+    return parser
+
+
+def _grpo(options: argparse.Namespace) -> int:
+    from posttrain.api import run_config
+    from posttrain.config import load_config
+
+    path, overrides = options.config, options.overrides
+    if path is not None and "=" in path:
+        path, overrides = None, [path, *overrides]
+    run = run_config(load_config(path, overrides), quiet=options.quiet)
+    return _print_summary(run.path)
+
+
+def _resume(options: argparse.Namespace) -> int:
+    from posttrain.api import resume
+
+    return _print_summary(resume(options.run_dir, quiet=options.quiet).path)
+
+
+def _print_summary(run: Path) -> int:
+    """The run's one line of JSON; an interrupted run has none."""
+    summary = run / "summary.json"
+    if not summary.exists():
+        return 130
+    print(json.dumps(json.loads(summary.read_text())))
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from posttrain.report import write_report
+
+    print(write_report(options.run_dir, options.out))
+    return 0
+
+
+def _settings(options: argparse.Namespace) -> int:
+    from posttrain.config import settings_table
+
+    for name, default, description in settings_table():
+        print(f"{name:32} {default!r:>12}  {description}")
+    return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from posttrain.doctor import run_doctor
+
+    return run_doctor(options.json)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

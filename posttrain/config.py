@@ -1,0 +1,267 @@
+"""The settings of a GRPO job: one frozen tree, under 60 leaves, each with a sentence.
+
+Written three ways with the same names: keyword arguments in Python, a TOML file, ``key=value`` on
+the command line. Nothing writes to a config after it was made; the run directory keeps it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from posttrain.errors import UsageError
+
+Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+
+
+class Settings(BaseModel):
+    """Base of every section: frozen, and a misspelt key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class GrpoSettings(Settings):
+    """Size and length of the job."""
+
+    steps: Count = Field(100, description="optimiser steps")
+    prompts_per_step: Count = Field(8, description="prompts in one step")
+    group_size: Annotated[int, Field(ge=2)] = Field(8, description="completions per prompt")
+    max_lag: Annotated[int, Field(ge=0)] = Field(
+        0,
+        description="optimiser steps a rollout may be older than the weights it trains; 0 is synchronous",
+    )
+    max_turns: Count = Field(8, description="model turns in one episode")
+    episode_timeout_s: Positive = Field(
+        300.0, description="deadline of one environment or reward call"
+    )
+    max_invalid_share: Share = Field(
+        0.5, description="stop when more than this share of a step's samples could not be judged"
+    )
+    max_skipped_steps: Count = Field(
+        3, description="stop after this many non-finite steps in a row"
+    )
+    on_long_prompt: Literal["error", "drop"] = Field(
+        "error", description="what to do with a prompt that leaves no room in the model's window"
+    )
+
+
+class AlgorithmSettings(Settings):
+    """One advantage function and one loss function."""
+
+    advantage: str = Field("grpo", description="name in posttrain.advantages.ADVANTAGES")
+    loss: str = Field("ppo_clip", description="name in posttrain.losses.LOSSES")
+    clip_low: Share = Field(0.2, description="ratio is clipped below at 1 - clip_low")
+    clip_high: Share = Field(0.28, description="ratio is clipped above at 1 + clip_high")
+    kl_coef: Annotated[float, Field(ge=0.0)] = Field(
+        0.0, description="weight of the KL term in the loss; 0: no reference policy"
+    )
+    entropy_coef: Annotated[float, Field(ge=0.0)] = Field(
+        0.0, description="weight of the entropy bonus"
+    )
+
+
+class RolloutSettings(Settings):
+    """The engine that writes the completions."""
+
+    engine: Literal["auto", "vllm", "embedded"] = Field(
+        "auto", description="auto: vllm where installed"
+    )
+    max_tokens: Count = Field(64, description="longest completion of one turn, in tokens")
+    temperature: Positive = Field(
+        1.0, description="sampling temperature; the learner uses the same"
+    )
+    servers: Count = Field(1, description="vLLM servers to start on this machine")
+    urls: tuple[str, ...] = Field(
+        (), description="attach to these running servers instead of starting any"
+    )
+    port: Annotated[int, Field(ge=0, le=65535)] = Field(
+        0, description="first server's port; 0 takes free ones"
+    )
+    dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="precision of the engine")
+    max_model_len: Annotated[int, Field(ge=0)] = Field(
+        0, description="window in tokens; 0: the model's own, at most 4096"
+    )
+    max_concurrency: Count = Field(256, description="requests in flight at once, over all servers")
+    threads: Annotated[int, Field(ge=0)] = Field(
+        0, description="CPU threads per server; 0 divides the cores"
+    )
+    kv_cache_gib: Positive = Field(
+        1.0, description="memory for the KV cache of each server, in GiB"
+    )
+    startup_timeout_s: Positive = Field(
+        300.0, description="deadline for a server to become healthy"
+    )
+    request_timeout_s: Positive = Field(120.0, description="deadline for one completion")
+    max_restarts: Annotated[int, Field(ge=0)] = Field(
+        3, description="restarts of one server within ten minutes before the run stops"
+    )
+
+
+class LearnerSettings(Settings):
+    """DeepSpeed."""
+
+    placement: Literal["process", "inline"] = Field(
+        "process",
+        description="process: own processes under torchrun; inline: one rank in this process",
+    )
+    ranks: Count = Field(1, description="data-parallel processes on this machine")
+    zero_stage: Annotated[int, Field(ge=0, le=3)] = Field(0, description="ZeRO stage")
+    dtype: Literal["bfloat16", "float32"] = Field(
+        "bfloat16", description="precision of forward and backward"
+    )
+    learning_rate: Positive = Field(2e-5, description="peak rate of AdamW")
+    warmup_steps: Annotated[int, Field(ge=0)] = Field(
+        10, description="linear warm-up, in optimiser steps"
+    )
+    weight_decay: Annotated[float, Field(ge=0.0)] = Field(0.0, description="of AdamW")
+    max_grad_norm: Positive = Field(1.0, description="gradients are clipped to this global norm")
+    tokens_per_row: Count = Field(2048, description="packed tokens in one forward pass, per rank")
+    logprob_chunk: Count = Field(1024, description="tokens whose logits exist at once")
+    gradient_checkpointing: bool = Field(
+        False, description="recompute activations in the backward pass"
+    )
+    threads: Annotated[int, Field(ge=0)] = Field(
+        0, description="CPU threads per rank; 0 divides the cores"
+    )
+    startup_timeout_s: Positive = Field(300.0, description="deadline for all ranks to report ready")
+    step_timeout_s: Positive = Field(1800.0, description="deadline of one command to the learner")
+
+
+class SyncSettings(Settings):
+    """Weight sync and the log-prob contract."""
+
+    transport: Literal["auto", "file", "nccl"] = Field(
+        "auto", description="auto: nccl between GPUs, file otherwise"
+    )
+    max_probe_gap: Positive = Field(
+        0.05,
+        description="largest mean |engine - learner| log-prob gap, on the probe of a sync and on real completions",
+    )
+    timeout_s: Positive = Field(120.0, description="deadline of one phase of a sync")
+
+
+class EvaluationSettings(Settings):
+    """Held-out evaluation."""
+
+    tasks: Annotated[int, Field(ge=0)] = Field(
+        200, description="held-out tasks; 0 turns evaluation off"
+    )
+    samples: Count = Field(1, description="completions per task; pass@k is reported up to this k")
+    every: Annotated[int, Field(ge=0)] = Field(
+        0, description="also every this many steps; 0: only before and after"
+    )
+    temperature: Annotated[float, Field(ge=0.0)] = Field(1.0, description="0 is greedy")
+
+
+class CheckpointSettings(Settings):
+    """What is kept to go on from."""
+
+    every: Count = Field(25, description="steps between checkpoints")
+    keep: Count = Field(2, description="newest checkpoints kept")
+
+
+class GrpoConfig(Settings):
+    """A whole job."""
+
+    model: str = Field(description="checkpoint folder or hub name")
+    env: str = Field(description="registered environment, reasoning_gym:<dataset>, or a data file")
+    env_args: dict[str, Any] = Field(
+        default_factory=dict, description="keyword arguments of envs.load"
+    )
+    reward: tuple[str, ...] = Field(
+        (), description="registered rewards; empty: the environment's own"
+    )
+    run_dir: str = Field("runs/grpo", description="new folder for everything the run leaves behind")
+    seed: int = Field(0, description="decides tasks, sampling and order")
+    trackers: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = Field(
+        (), description="beside metrics.jsonl"
+    )
+    grpo: GrpoSettings = GrpoSettings()
+    algorithm: AlgorithmSettings = AlgorithmSettings()
+    rollout: RolloutSettings = RolloutSettings()
+    learner: LearnerSettings = LearnerSettings()
+    sync: SyncSettings = SyncSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    checkpoint: CheckpointSettings = CheckpointSettings()
+
+
+def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> GrpoConfig:
+    """Read a TOML file, apply ``section.key=value`` overrides, and check the whole.
+
+    Values are TOML; a bare word that is not TOML is taken as a string. Raises UsageError that names
+    the setting, and for a misspelt one the nearest name.
+    """
+    tree: dict[str, Any] = {}
+    if path is not None:
+        try:
+            tree = tomllib.loads(Path(path).read_text())
+        except OSError as error:
+            raise UsageError(f"can't read the config {path}: {error.strerror}") from error
+        except tomllib.TOMLDecodeError as error:
+            raise UsageError(f"{path} is not valid TOML: {error}") from error
+    for override in overrides:
+        _set(tree, override)
+    return make_config(tree)
+
+
+def make_config(tree: Mapping[str, Any]) -> GrpoConfig:
+    """Check a tree of plain values. Raises UsageError with one line per fault."""
+    try:
+        return GrpoConfig.model_validate(tree)
+    except ValidationError as error:
+        lines = [_explain(fault) for fault in error.errors()]
+        raise UsageError("\n".join(lines)) from error
+
+
+def settings_table() -> list[tuple[str, Any, str]]:
+    """Every setting as (dotted name, default, description), in order."""
+    return list(_leaves(GrpoConfig, ""))
+
+
+def _leaves(model: type[Settings], prefix: str) -> Iterator[tuple[str, Any, str]]:
+    for name, spec in model.model_fields.items():
+        kind = spec.annotation
+        if isinstance(kind, type) and issubclass(kind, Settings):
+            yield from _leaves(kind, f"{prefix}{name}.")
+        else:
+            default = (
+                "required" if spec.is_required() else spec.get_default(call_default_factory=True)
+            )
+            yield f"{prefix}{name}", default, spec.description or ""
+
+
+def _set(tree: dict[str, Any], override: str) -> None:
+    name, separator, text = override.partition("=")
+    if not separator or not name.strip():
+        raise UsageError(f"override {override!r} is not of the form section.key=value")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *sections, key = name.strip().split(".")
+    for section in sections:
+        tree = tree.setdefault(section, {})
+        if not isinstance(tree, dict):
+            raise UsageError(f"{name}: {section} is a value, not a section")
+    tree[key] = value
+
+
+def _explain(fault: Mapping[str, Any]) -> str:
+    where = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] == "extra_forbidden":
+        names = [name for name, _, _ in settings_table()]
+        sections = sorted({name.rpartition(".")[0] for name in names} - {""})
+        close = difflib.get_close_matches(where, [*names, *sections], n=1, cutoff=0.0)
+        tail = where.rpartition(".")[2]
+        same_key = [n for n in names if n.rpartition(".")[2] == tail]
+        return f"unknown setting {where!r}; did you mean {(same_key or close)[0]!r}?"
+    if fault["type"] == "missing":
+        return f"setting {where!r} is required"
+    return f"setting {where!r}: {fault['msg']}, got {fault['input']!r}"

@@ -1,0 +1,171 @@
+"""Runs a prepared job in an event loop, from before to after, and leaves no process behind.
+
+Decides what Ctrl-C does: the first finishes the optimiser step, checkpoints and ends every child
+process; the second stops at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import signal
+import threading
+import time
+from collections.abc import Coroutine, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from posttrain.checkpoint import checkpoint_step, list_checkpoints, save_checkpoint
+from posttrain.console import Console
+from posttrain.engines import make_engine
+from posttrain.evaluate import evaluate
+from posttrain.job import Job, model_folder, probe_ids
+from posttrain.learner_process import make_learner
+from posttrain.loop import train
+from posttrain.preparation import Prepared
+from posttrain.run_dir import RunDir
+from posttrain.seeds import derive_seed
+from posttrain.trackers import make_trackers
+from posttrain.types import EvalResult
+
+T = TypeVar("T")
+
+
+def execute(ready: Prepared, run_dir: RunDir, *, quiet: bool) -> None:
+    """Train from the newest checkpoint of ``run_dir``, or from the start, and write the report."""
+    saved = list_checkpoints(run_dir.checkpoints)
+    first = checkpoint_step(saved[-1]) if saved else 0
+    config = ready.config
+    with (
+        run_dir,
+        Console(config.grpo.steps, quiet, first_step=first) as console,
+        make_trackers(config.trackers, run_dir.path, config, first_step=first) as trackers,
+    ):
+        try:
+            job = Job(
+                ready=ready,
+                run_dir=run_dir,
+                console=console,
+                trackers=trackers,
+                engine=make_engine(config, run_dir.logs),
+                learner=make_learner(config, probe_ids(ready), run_dir.path),
+            )
+            run_async(_train(job))
+        finally:
+            if run_dir.read_metrics():
+                from posttrain.report import write_report
+
+                console.phase("writing the report")
+                write_report(run_dir.path)
+
+
+def evaluate_model(ready: Prepared, logs: Path) -> EvalResult:
+    """Held-out evaluation of ``config.model`` by an engine alone."""
+    config = ready.config
+
+    async def play() -> EvalResult:
+        engine = make_engine(config, logs)
+        try:
+            await engine.start()
+            return await evaluate(
+                ready.player(engine, config.evaluation.temperature),
+                ready.held_out,
+                samples=config.evaluation.samples,
+                seed=derive_seed(config.seed, "evaluation"),
+            )
+        finally:
+            await engine.close()
+
+    return run_async(play())
+
+
+async def _train(job: Job) -> None:
+    """The whole run inside the event loop: before, loop, after, export."""
+    started = time.perf_counter()
+    stop = asyncio.Event()
+    with _ctrl_c(stop, job.console):
+        async with job.running() as first_step:
+            before = await job.evaluate("before", 0) if first_step == 0 else None
+            done = await train(job, first_step, stop)
+            await save_checkpoint(
+                job.run_dir.checkpoints, done, job.learner, job.config.checkpoint.keep
+            )
+            if done < job.config.grpo.steps:
+                job.console.event(
+                    f"stopped after step {done}; go on with: posttrain resume {job.run_dir.path}"
+                )
+                return
+            after = await job.evaluate("after", done)
+            await job.learner.export(model_folder(job.run_dir.path))
+    before = before or _first_evaluation(job.run_dir)
+    _write_summary(job, before, after, time.perf_counter() - started)
+
+
+def _first_evaluation(run_dir: RunDir) -> EvalResult | None:
+    found = [r for r in run_dir.read_metrics() if r["kind"] == "eval" and r["phase"] == "before"]
+    fields = EvalResult.__dataclass_fields__
+    return EvalResult(**{k: v for k, v in found[0].items() if k in fields}) if found else None
+
+
+def _write_summary(
+    job: Job, before: EvalResult | None, after: EvalResult | None, wall_s: float
+) -> None:
+    summary = {
+        "accuracy_before": before.accuracy if before else None,
+        "accuracy_after": after.accuracy if after else None,
+        "steps": job.config.grpo.steps,
+        "syncs_verified": job.syncs_verified,
+        "logprob_gap": job.logprob_gap,
+        "wall_s": round(wall_s, 1),
+        "engine": job.engine.name,
+        "learner": "deepspeed",
+        "run_dir": str(job.run_dir.path),
+    }
+    (job.run_dir.path / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+
+
+@contextlib.contextmanager
+def _ctrl_c(stop: asyncio.Event, console: Console) -> Iterator[None]:
+    """First SIGINT or SIGTERM: finish the step. Second: cancel. Only possible in the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    loop, main = asyncio.get_running_loop(), asyncio.current_task()
+
+    def on_signal() -> None:
+        if stop.is_set() and main is not None:
+            main.cancel()
+        console.event("stopping after this optimiser step; once more to stop at once")
+        stop.set()
+
+    for one in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(one, on_signal)
+    try:
+        yield
+    finally:
+        for one in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(one)
+
+
+def run_async(work: Coroutine[Any, Any, T]) -> T:
+    """asyncio.run, also from inside a notebook's running loop."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(work)
+    result: list[T] = []
+    failure: list[BaseException] = []
+
+    def target() -> None:
+        try:
+            result.append(asyncio.run(work))
+        except BaseException as error:
+            failure.append(error)
+
+    thread = threading.Thread(target=target, name="posttrain")
+    thread.start()
+    thread.join()
+    if failure:
+        raise failure[0]
+    return result[0]

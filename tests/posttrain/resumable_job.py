@@ -1,0 +1,46 @@
+"""A small synchronous job on the embedded engine, run as a process so that it can be killed.
+
+python resumable_job.py MODEL RUN_DIR        start, or go on where RUN_DIR holds a run
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+
+import envs
+import posttrain
+
+
+def variety(completion: str) -> float:
+    """A reward that even a random model gets some of."""
+    return len(set(completion)) / 20
+
+
+if __name__ == "__main__":
+    model, run_dir = sys.argv[1], Path(sys.argv[2])
+    torch.set_num_threads(1)
+    rows = [{"prompt": f"what is {i} + 1 ?", "answer": str(i + 1)} for i in range(200)]
+    env = envs.from_tasks(rows, reward=variety)
+    if (run_dir / "config.json").exists():
+        posttrain.resume(run_dir, env=env, quiet=True)
+    else:
+        posttrain.grpo(
+            model=model,
+            env=env,
+            run_dir=run_dir,
+            steps=12,
+            prompts_per_step=3,
+            group_size=4,
+            rollout={"engine": "embedded", "max_tokens": 12, "dtype": "float32"},
+            learner={
+                "placement": "inline",
+                "dtype": "float32",
+                "learning_rate": 1e-3,
+                "warmup_steps": 2,
+                "threads": 1,
+            },
+            evaluation={"tasks": 5, "every": 4},
+            checkpoint={"every": 4},
+            quiet=True,
+        )

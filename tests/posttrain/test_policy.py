@@ -1,0 +1,190 @@
+"""Packed, chunked log-probs against stock transformers, one sequence at a time."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+
+from posttrain.errors import UsageError
+from posttrain.packed_attention import NAME, Layout, register
+from posttrain.policy import Policy
+
+VOCABULARY = 50
+SIZE = dict(
+    vocab_size=VOCABULARY,
+    hidden_size=32,
+    intermediate_size=64,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+)
+
+
+def build(attention: str, family: str = "qwen3", **changes):
+    register()
+    torch.manual_seed(0)
+    changes = {**SIZE, "tie_word_embeddings": True, "attn_implementation": attention, **changes}
+    if family == "qwen3":
+        model = Qwen3ForCausalLM(Qwen3Config(head_dim=8, **changes))
+    else:
+        model = LlamaForCausalLM(LlamaConfig(**changes))
+    for parameter in model.parameters():  # large enough that attention is far from uniform
+        parameter.data.mul_(4 if parameter.ndim > 1 else 1)
+    return model
+
+
+def row_of(lengths: list[int], seed: int = 0):
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(0, VOCABULARY, (sum(lengths),), generator=generator)
+    positions = torch.cat([torch.arange(n) for n in lengths])
+    mask = (positions > 0) & (torch.rand(sum(lengths), generator=generator) < 0.7)
+    return ids, positions, mask, Layout.of(lengths)
+
+
+def unpacked(model, lengths: list[int], temperature: float, row) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same by stock transformers: each sequence alone, the whole softmax at once."""
+    ids, _, mask, _ = row
+    logprobs, entropies = [], []
+    for sequence, wanted in zip(ids.split(lengths), mask.split(lengths), strict=True):
+        logits = model(input_ids=sequence[None]).logits[0].float() / temperature
+        log_p = torch.log_softmax(logits, -1)
+        rows = log_p[:-1][wanted[1:]]
+        logprobs.append(rows.gather(1, sequence[1:][wanted[1:]][:, None])[:, 0])
+        entropies.append(-(rows.exp() * rows).sum(-1))
+    return torch.cat(logprobs), torch.cat(entropies)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.lists(st.integers(1, 40), min_size=1, max_size=8),
+    st.sampled_from([0.7, 1.0, 1.3]),
+    st.sampled_from([1, 7, 1000]),
+    st.sampled_from(["qwen3", "llama"]),
+)
+def test_packing_and_chunking_change_no_logprob(lengths, temperature, chunk, family) -> None:
+    row = row_of(lengths)
+    with torch.no_grad():
+        found, entropy = Policy(build(NAME, family), chunk)(*row, temperature, "metric")
+        expected, entropy_expected = unpacked(build("sdpa", family), lengths, temperature, row)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(entropy, entropy_expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("chunk", [5, 1000])
+@pytest.mark.parametrize("mode", ["metric", "loss"])
+def test_packing_and_chunking_change_no_gradient(mode, chunk: int, tied: bool) -> None:
+    lengths = [3, 17, 1, 9, 30, 2]
+    row = row_of(lengths)
+    packed, stock = build(NAME, tie_word_embeddings=tied), build("sdpa", tie_word_embeddings=tied)
+    stock.load_state_dict(packed.state_dict())
+
+    def loss(logprobs: torch.Tensor, entropy: torch.Tensor) -> torch.Tensor:
+        weights = torch.linspace(-1, 1, len(logprobs))
+        bonus = (entropy * weights.flip(0)).sum() if mode == "loss" else 0.0
+        return (logprobs * weights).sum() + bonus
+
+    loss(*Policy(packed, chunk)(*row, 0.8, mode)).backward()
+    loss(*unpacked(stock, lengths, 0.8, row)).backward()
+    for (name, one), other in zip(packed.named_parameters(), stock.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, atol=2e-5, rtol=1e-4, msg=lambda m: f"{name} {m}")
+
+
+def test_gradient_checkpointing_changes_no_gradient() -> None:
+    row = row_of([5, 12, 7])
+    gradients = []
+    for checkpointing in (False, True):
+        model = build(NAME).train()
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        Policy(model, 8)(*row, 1.0)[0].sum().backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    assert all(torch.equal(one, two) for one, two in zip(*gradients, strict=True))
+
+
+def test_entropy_as_a_metric_has_no_gradient() -> None:
+    logprobs, entropy = Policy(build(NAME), 8)(*row_of([9]), 1.0, "metric")
+    assert logprobs.requires_grad
+    assert not entropy.requires_grad
+
+
+def test_dropout_is_off() -> None:
+    policy = Policy(build(NAME, attention_dropout=0.5), 8).train()
+    row = row_of([20, 11])
+    assert torch.equal(policy(*row, 1.0)[0], policy(*row, 1.0)[0])
+
+
+class Largest(TorchDispatchMode):
+    """Remembers the most elements any tensor had that an operation made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, tuple | list) else [result]:
+            if isinstance(tensor, torch.Tensor):
+                self.elements = max(self.elements, tensor.numel())
+        return result
+
+
+def largest_tensor(chunk: int) -> int:
+    """Elements of the largest tensor of a forward and backward pass over 600 tokens."""
+    policy = Policy(build(NAME, vocab_size=2000), chunk)
+    with Largest() as largest:
+        policy(*row_of([20] * 30), 1.0, "metric")[0].sum().backward()
+    return largest.elements
+
+
+def test_the_logits_of_all_tokens_never_exist_at_once() -> None:
+    _, _, mask, _ = row_of([20] * 30)
+    wanted = int(mask.sum())
+    assert wanted > 300
+    assert largest_tensor(chunk=16) == 2000 * 32  # the weight itself; 16 x 2000 logits are less
+    assert largest_tensor(chunk=10_000) == wanted * 2000
+
+
+def test_sequences_of_one_call_differ_by_a_factor_of_two_at_most() -> None:
+    layout = Layout.of([3, 50, 4, 100, 7, 64])
+    assert layout.calls == ((3, 100), (2, 7), (1, 3))
+    assert layout.padded.numel() == 300 + 14 + 3
+    assert layout.padded[layout.packed].tolist() == list(range(228))
+    assert layout.cu_seqlens.tolist() == [0, 3, 53, 57, 157, 164, 228]
+
+
+def test_a_sliding_window_that_would_cut_is_refused() -> None:
+    changes = dict(use_sliding_window=True, sliding_window=16, max_window_layers=0)
+    policy = Policy(build(NAME, **changes), 8)
+    assert policy(*row_of([16, 9]), 1.0)[0].isfinite().all()
+    with pytest.raises(ValueError, match="17 tokens is longer than the model's sliding window of 16"):
+        policy(*row_of([17, 9]), 1.0)
+
+
+def test_a_head_that_does_more_than_a_product_is_refused() -> None:
+    model = build(NAME)
+    model.config.final_logit_softcapping = 30.0
+    with pytest.raises(UsageError, match="final_logit_softcapping"):
+        Policy(model, 8)
+
+
+def test_no_tokens_to_learn_from_gives_empty_logprobs() -> None:
+    ids, positions, mask, layout = row_of([4, 3])
+    found, _ = Policy(build(NAME), 8)(ids, positions, torch.zeros_like(mask), layout, 1.0)
+    assert found.shape == (0,)
+    found.sum().backward()
+
+
+def test_bfloat16_stays_near_float32() -> None:
+    row = row_of([30, 20, 25])
+    model = build(NAME)
+    exact = Policy(model, 64)(*row, 1.0)[0].detach()
+    low = Policy(model.to(torch.bfloat16), 64)(*row, 1.0)[0].detach()
+    assert low.dtype == torch.float32
+    assert float((low - exact).abs().mean()) < 0.1
+    assert np.isfinite(low.numpy()).all()

