@@ -8,7 +8,7 @@ proves it sane. Importing this package is cheap: reasoning-gym, datasets and pya
 from envs.checking import CheckReport, Failure, check
 from envs.data import DataTasks
 from envs.generated import GeneratedTasks, generated
-from envs.loading import from_tasks, load, names, register
+from envs.loading import from_tasks, is_data, load, names, register
 from envs.protocol import EndReason, Env, Environment, Message, Step, Task, TaskSource
 from envs.reasoning_pool import shutdown
 from envs.second_try import SecondTry
@@ -37,6 +37,7 @@ __all__ = [
     "from_tasks",
     "generated",
     "held_out",
+    "is_data",
     "load",
     "names",
     "question_of",

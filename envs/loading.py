@@ -49,6 +49,13 @@ def names() -> list[str]:
     return sorted(_ENVIRONMENTS)
 
 
+def is_data(name: str) -> bool:
+    """Whether ``load`` would take ``name`` for a data set, which needs ``reward=``."""
+    if name.startswith(PREFIX) or name in _ENVIRONMENTS:
+        return False
+    return files.looks_like_file(name) or name.count("/") == 1
+
+
 def load(name: Any, **args: Any) -> Environment:
     """The environment that ``name`` stands for, made with ``args``.
 

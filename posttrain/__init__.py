@@ -10,11 +10,15 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from posttrain.shadowing import check_import_path
+
 if TYPE_CHECKING:
     from posttrain.api import Run, evaluate, grpo, resume, run_config
     from posttrain.config import load_config
     from posttrain.errors import RunError, UsageError
     from posttrain.trainers.sft import sft
+
+check_import_path()  # a user's own folder called envs or rewards: say so, before it fails to import
 
 _HOMES = {
     "Run": "posttrain.api",
@@ -44,6 +48,4 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'posttrain' has no attribute {name!r}")
-    # Before ``envs`` and ``rewards`` are imported: a user's folder of that name would fail that.
-    import_module("posttrain.shadowing").check_shadowing()
     return getattr(import_module(_HOMES[name]), name)

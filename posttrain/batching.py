@@ -98,7 +98,9 @@ def pack(samples: Sequence[Sample], tokens_per_row: int, ranks: int, step: int) 
     bias against long answers. Raises ValueError for an empty batch, or one with nothing to learn.
     """
     if ranks < 1 or tokens_per_row < 1:
-        raise ValueError(f"pack: ranks {ranks} and tokens_per_row {tokens_per_row} must be positive")
+        raise ValueError(
+            f"pack: ranks {ranks} and tokens_per_row {tokens_per_row} must be positive"
+        )
     n_loss_tokens = sum(int(sample.loss_mask.sum()) for sample in samples)
     if n_loss_tokens == 0:
         raise ValueError(f"pack: step {step} has {len(samples)} samples and no token to learn from")
@@ -141,9 +143,7 @@ def _best_fit(order: Sequence[int], lengths: Sequence[int], budget: int) -> list
     return rows
 
 
-def _emptiest_first(
-    order: Sequence[int], lengths: Sequence[int], n_rows: int
-) -> list[list[int]]:
+def _emptiest_first(order: Sequence[int], lengths: Sequence[int], n_rows: int) -> list[list[int]]:
     rows: list[list[int]] = [[] for _ in range(n_rows)]
     filled = [(0, row) for row in range(n_rows)]
     for i in order:

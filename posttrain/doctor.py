@@ -169,7 +169,7 @@ def list_gpus() -> list[str]:
 
 def folder() -> list[Finding]:
     """What in the working directory would get in the way."""
-    shadows = find_shadows()
+    shadows = find_shadows([str(Path.cwd()), *sys.path])
     if not shadows:
         return [Finding("names", Status.OK, f"nothing in {Path.cwd()} hides our packages")]
     return [

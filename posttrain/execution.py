@@ -53,11 +53,7 @@ def execute(ready: Prepared, run_dir: RunDir, *, quiet: bool) -> None:
             )
             run_async(_train(job))
         finally:
-            if run_dir.read_metrics():
-                from posttrain.report import write_report
-
-                console.phase("writing the report")
-                write_report(run_dir.path)
+            _write_report(run_dir, console)
 
 
 def evaluate_model(ready: Prepared, logs: Path) -> EvalResult:
@@ -78,6 +74,19 @@ def evaluate_model(ready: Prepared, logs: Path) -> EvalResult:
             await engine.close()
 
     return run_async(play())
+
+
+def _write_report(run_dir: RunDir, console: Console) -> None:
+    """A report that can't be drawn must not hide how the run ended, nor undo it."""
+    if not run_dir.read_metrics():
+        return
+    from posttrain.report import write_report
+
+    console.phase("writing the report")
+    try:
+        write_report(run_dir.path)
+    except Exception as error:  # shutdown: the run itself is safe on disk
+        console.event(f"no report: {error!r}; try again: posttrain report {run_dir.path}")
 
 
 async def _train(job: Job) -> None:

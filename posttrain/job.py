@@ -153,12 +153,10 @@ class Job:
 
     # evaluation
 
-    async def evaluate_during(self, done: int) -> bool:
+    async def evaluate_during(self, done: int) -> None:
         """Evaluate when it is due after ``done`` steps; the end is the caller's."""
-        due = self._evaluation_due(done) and done < self.config.grpo.steps
-        if due:
+        if self._evaluation_due(done) and done < self.config.grpo.steps:
             await self.evaluate("during", done)
-        return due
 
     async def evaluate(self, phase: str, done: int) -> EvalResult | None:
         """Play the held-out tasks with the engine's weights; None when evaluation is off."""

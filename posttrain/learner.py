@@ -1,4 +1,4 @@
-"""One rank of the learner: a policy inside a DeepSpeed engine. The only module that imports deepspeed.
+"""One rank of the learner: a policy inside a DeepSpeed engine. Only here is deepspeed imported.
 
 One optimiser step is one ``train`` call over this rank's packed rows. DeepSpeed averages gradients
 over the R data-parallel ranks; the loss we want is the mean over all N loss tokens of the step,
@@ -6,15 +6,15 @@ wherever they lie. So each row's loss sum is multiplied by R / N before backward
 
     average over ranks of  sum over a rank's rows of  (R / N) loss_sum  =  (1 / N) sum over all
 
-and DeepSpeed's own accumulation factor is off (``scale_wrt_gas=False``). N is decided by whoever made
-the batch. Cutting it into other rows, ranks or ZeRO stages changes no weight beyond rounding.
+and DeepSpeed's own accumulation factor is off (``scale_wrt_gas=False``). N comes with the batch.
+Cutting a batch into other rows, ranks or ZeRO stages changes no weight beyond rounding.
 
 bfloat16 means bfloat16 weights, activations and gradients in each row; the master weights, the
 accumulated gradient and Adam's moments are float32. DeepSpeed accumulates in float32 only
 where ZeRO is on, so stage 0 in bfloat16 runs as stage 1.
 
-A step whose loss or global gradient norm is not finite changes nothing on any rank: ZeRO's optimisers
-refuse by themselves, and ``GuardedAdamW`` refuses for the rest.
+A step whose loss or global gradient norm is not finite changes nothing on any rank: ZeRO's
+optimisers refuse by themselves, and ``GuardedAdamW`` refuses for the rest.
 
 The learning rate rises linearly over the first ``warmup_steps`` applied updates and then stays.
 """
@@ -25,7 +25,6 @@ import json
 import logging
 import math
 import os
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,11 +38,13 @@ from torch import Tensor, nn
 from posttrain.config import GrpoConfig
 from posttrain.errors import RunError, UsageError
 from posttrain.losses import LOSSES, TokenTensors
-from posttrain.packed_attention import Layout
 from posttrain.policy import EntropyMode, Policy, load_policy
+from posttrain.row_tensors import RowTensors, everything_row, rows_of
 from posttrain.snapshot_file import perturbed, write_weights
+from posttrain.step_metrics import Clock, Totals
 from posttrain.types import Floats, Ints, PackedRow, Snapshot, StepResult
 
+INSTALL = "the learner needs DeepSpeed, which is missing: pip install 'posttrain[deepspeed]'"
 _TAG = "deepspeed"
 _STATE = "learner.json"
 
@@ -60,7 +61,7 @@ class GuardedAdamW(torch.optim.AdamW):
     applied: bool = False
     norm: float = math.nan  # of the gradient before clipping; only with ``clip``
 
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Update the weights unless vetoed, or unless the norm is not finite."""
         if self.clip:
             owned = [p for group in self.param_groups for p in group["params"]]
@@ -85,6 +86,8 @@ class RankLearner:
         self._dtype = getattr(torch, self._settings.dtype)
         self._policy = self._load_policy()
         self._reference = self._load_policy().eval() if config.algorithm.kl_coef > 0 else None
+        # flash-attn's varlen kernel wants every sequence whole; our own attention does not.
+        self._share = self._policy.packed
         if self._settings.gradient_checkpointing:
             self._policy.model.gradient_checkpointing_enable({"use_reentrant": False})
         self._stage = _stage(self._settings.zero_stage, self._dtype)
@@ -102,10 +105,10 @@ class RankLearner:
         """One optimiser step over this rank's rows; ``n_loss_tokens`` counts those of all ranks."""
         if not rows:
             raise ValueError("every rank needs at least one row, if only an empty one")
-        clock = _Clock(self._device)
+        clock = Clock(self._device)
         self._set_rate()
         self._policy.train()
-        totals = _Totals(self._device)
+        totals = Totals(self._device)
         for i, row in enumerate(rows):
             self._engine.set_gradient_accumulation_boundary(i == len(rows) - 1)
             loss = self._forward_loss(row, totals)
@@ -116,13 +119,14 @@ class RankLearner:
         reason = self._step(metrics["loss"])
         clock.lap("optimizer")
         metrics["grad_norm"] = self._grad_norm()
+        metrics["learning_rate"] = self._adam.param_groups[0]["lr"]
         metrics |= clock.metrics(metrics["learner_tokens"])
         finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
         return StepResult(finite, skipped=bool(reason), reason=reason)
 
-    def _forward_loss(self, row: PackedRow, totals: _Totals) -> Tensor:
+    def _forward_loss(self, row: PackedRow, totals: Totals) -> Tensor:
         """The row's loss sum; its metrics go to ``totals``."""
-        tensors = _RowTensors(row, self._device)
+        tensors = RowTensors(row, self._device, share_prompts=self._share)
         algorithm = self._config.algorithm
         mode: EntropyMode = "loss" if algorithm.entropy_coef > 0 else "metric"
         temperature = self._config.rollout.temperature
@@ -164,8 +168,8 @@ class RankLearner:
         """For each sequence the log-probs of ``sequence[1:]``, under the current weights."""
         found: list[Floats] = []
         self._policy.eval()
-        for members in _rows_of(sequences, self._settings.tokens_per_row):
-            tensors = _RowTensors(_everything_row(members), self._device)
+        for members in rows_of(sequences, self._settings.tokens_per_row):
+            tensors = RowTensors(everything_row(members), self._device, share_prompts=False)
             with torch.no_grad():
                 row, _ = self._engine(*tensors.inputs, temperature)
             found += np.split(row.cpu().numpy(), np.cumsum([len(ids) - 1 for ids in members])[:-1])
@@ -245,7 +249,7 @@ class RankLearner:
         dist.barrier()
 
     def load(self, folder: Path) -> None:
-        """Take over a saved state, bit for bit. Raises RunError when it was saved by other ranks."""
+        """Take over a saved state, bit for bit. Raises RunError when its layout is another."""
         state = json.loads((folder / _STATE).read_text())
         identity = self._identity()
         found = {name: state.get(name) for name in identity}
@@ -279,7 +283,7 @@ class RankLearner:
     def _optimizer(self) -> GuardedAdamW:
         """Weight decay on matrices only, as is usual."""
         parameters = list(self._policy.parameters())
-        groups = [
+        groups: list[dict[str, Any]] = [
             {"params": [p for p in parameters if p.ndim > 1]},
             {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
         ]
@@ -305,115 +309,6 @@ class RankLearner:
         }
 
 
-class _RowTensors:
-    """A packed row as tensors; an empty row becomes one that computes and teaches nothing.
-
-    Under ZeRO-3 each forward pass is a collective: a rank without samples must take part.
-    """
-
-    def __init__(self, row: PackedRow, device: torch.device) -> None:
-        empty = len(row.token_ids) == 0
-        ids, positions = (row.token_ids, row.position_ids) if not empty else ([0, 0], [0, 1])
-        mask = torch.as_tensor(row.loss_mask if not empty else [False, True], device=device)
-        self.inputs = (
-            torch.as_tensor(ids, device=device),
-            torch.as_tensor(positions, device=device),
-            mask,
-            Layout.of(row.lengths.tolist() if not empty else [2], device),
-        )
-        old, advantages = row.logprobs[row.loss_mask], row.advantages[row.loss_mask]
-        n = int(mask.sum())
-        self.targets = (  # old log-probs, advantages, mask: [N]
-            torch.as_tensor(np.resize(old, n), device=device),
-            torch.as_tensor(np.resize(advantages, n), device=device),
-            torch.full((n,), not empty, device=device),
-        )
-
-
-class _Totals:
-    """Metric sums (and ``*_max`` maxima) over rows, then over ranks."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._values: dict[str, Tensor] = {}
-
-    def add(self, metrics: dict[str, Any]) -> None:
-        for name, value in metrics.items():
-            new = torch.as_tensor(value, dtype=torch.float64, device=self._device)
-            old = self._values.get(name)
-            if old is not None:
-                new = torch.maximum(old, new) if name.endswith("_max") else old + new
-            self._values[name] = new
-
-    def reduce(self, n_loss_tokens: int) -> dict[str, float]:
-        """Sums become means: the loss over ``n_loss_tokens``, metrics over the tokens trained on."""
-        maxima = {k: self._all(v, dist.ReduceOp.MAX) for k, v in self._values.items() if _is_max(k)}
-        names = sorted(self._values.keys() - maxima.keys())
-        stacked = torch.stack([self._values[name] for name in names])
-        dist.all_reduce(stacked)
-        sums = dict(zip(names, stacked.tolist(), strict=True))
-        counts = {name: sums.pop(name) for name in ("trained_tokens", "learner_tokens")}
-        trained = max(counts["trained_tokens"], 1)
-        loss = sums.pop("loss") / n_loss_tokens
-        means = {_NAMES.get(name, name): value / trained for name, value in sums.items()}
-        return {"loss": loss, **means, **maxima, **counts}
-
-    def _all(self, value: Tensor, op: Any) -> float:
-        dist.all_reduce(value, op)
-        return float(value)
-
-
-_NAMES = {"ratio": "ratio_mean", "clipped": "clip_fraction"}
-
-
-def _is_max(name: str) -> bool:
-    return name.endswith("_max")
-
-
-class _Clock:
-    """Where a step's time went; on a GPU it waits for the work to be done."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._cuda = device.type == "cuda"
-        self._laps = {"forward": 0.0, "backward": 0.0, "optimizer": 0.0}
-        self._last = time.perf_counter()
-
-    def lap(self, name: str) -> None:
-        if self._cuda:
-            torch.cuda.synchronize()
-        now = time.perf_counter()
-        self._laps[name] += now - self._last
-        self._last = now
-
-    def metrics(self, tokens: float) -> dict[str, float]:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-        laps = {f"learner_{name}_s": seconds for name, seconds in self._laps.items()}
-        return laps | {
-            "learner_tokens_per_s": tokens / max(sum(self._laps.values()), 1e-9),
-            "learner_rss_mb": pages * os.sysconf("SC_PAGE_SIZE") / 2**20,
-        }
-
-
-def _rows_of(sequences: Sequence[Ints], budget: int) -> Iterator[list[Ints]]:
-    """Consecutive sequences, up to ``budget`` tokens at a time."""
-    row: list[Ints] = []
-    for ids in sequences:
-        if row and sum(map(len, row)) + len(ids) > budget:
-            yield row
-            row = []
-        row.append(np.asarray(ids, np.int64))
-    if row:
-        yield row
-
-
-def _everything_row(sequences: Sequence[Ints]) -> PackedRow:
-    """A row that asks for the log-prob of every token but the first of each sequence."""
-    positions = np.concatenate([np.arange(len(ids)) for ids in sequences])
-    zeros = np.zeros(len(positions), np.float32)
-    lengths = np.array([len(ids) for ids in sequences], np.int64)
-    return PackedRow(np.concatenate(sequences), positions, positions > 0, zeros, zeros, lengths)
-
-
 def _stage(asked: int, dtype: torch.dtype) -> int:
     return max(asked, 1) if dtype == torch.bfloat16 else asked
 
@@ -424,9 +319,7 @@ def _import_deepspeed() -> Any:
     try:
         import deepspeed
     except ImportError as error:
-        raise UsageError(
-            "the learner needs DeepSpeed, which is not installed: pip install 'posttrain[deepspeed]'"
-        ) from error
+        raise UsageError(INSTALL) from error
     from deepspeed.runtime import bf16_optimizer
     from deepspeed.runtime.zero.utils import ZERO_SUPPORTED_OPTIMIZERS
     from deepspeed.utils import logger
@@ -454,5 +347,10 @@ def _join_ranks() -> tuple[int, int, torch.device]:
         if "RANK" in os.environ:
             dist.init_process_group(backend)
         else:
-            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+            dist.init_process_group(
+                backend,
+                store=dist.HashStore(),  # type: ignore[attr-defined]
+                rank=0,
+                world_size=1,
+            )
     return dist.get_rank(), dist.get_world_size(), device

@@ -7,10 +7,10 @@ process   one process per rank, one alone as plain Python, several under torchru
           goes to every rank, because every command is a collective. They run under
           ``server_guard`` in a session of their own: Ctrl-C does not reach them, and they end when
           this process ends, however that happens. The first failure of a rank ends all of them.
-inline    one rank in this process, in a worker thread of its own.
+inline    one rank in this process (``learner_inline``).
 
-Ranks on other machines: with ``POSTTRAIN_LEARNER_LISTEN=HOST:PORT`` nothing is started here; we wait
-for ranks that torchrun started elsewhere (``learner_rank``), with the same
+Ranks on other machines: with ``POSTTRAIN_LEARNER_LISTEN=HOST:PORT`` nothing is started here; we
+wait for ranks that torchrun started elsewhere (``learner_rank``), with the same
 ``POSTTRAIN_LEARNER_TOKEN`` in their environment and the run directory on a shared file system.
 """
 
@@ -28,24 +28,20 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 import numpy as np
 
 from posttrain.batching import save_batch
 from posttrain.config import GrpoConfig
 from posttrain.errors import RunError, UsageError
+from posttrain.learner_inline import InlineLearner
 from posttrain.learner_rank import TOKEN
 from posttrain.types import Batch, Floats, Ints, Learner, Snapshot, StepResult
 
-if TYPE_CHECKING:
-    from posttrain.learner import RankLearner
-
-T = TypeVar("T")
 LISTEN = "POSTTRAIN_LEARNER_LISTEN"
 _CLOSE_TIMEOUT_S = 10.0
 _LONGEST_LINE = 2**30  # bytes of one message
@@ -56,7 +52,7 @@ def make_learner(config: GrpoConfig, probe_ids: Ints, run_dir: Path) -> Learner:
     """The learner of a run; nothing is started yet. Raises UsageError without DeepSpeed."""
     if importlib.util.find_spec("deepspeed") is None:
         raise UsageError(
-            "the learner needs DeepSpeed, which is not installed: pip install 'posttrain[deepspeed]'"
+            "the learner needs DeepSpeed, which is missing: pip install 'posttrain[deepspeed]'"
         )
     if config.learner.placement == "process":
         return ProcessLearner(config, probe_ids, run_dir)
@@ -79,64 +75,6 @@ def threads_per_rank(config: GrpoConfig) -> int:
     cores = len(os.sched_getaffinity(0))
     share = cores if config.grpo.max_lag == 0 else cores // 2
     return max(1, share // config.learner.ranks)
-
-
-class InlineLearner:
-    """One rank in this process. Commands run in one thread: torch keeps a thread pool for each."""
-
-    world_size = 1
-
-    def __init__(self, config: GrpoConfig, probe_ids: Ints) -> None:
-        self._config = config
-        self._probe_ids = probe_ids
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="learner")
-        self._learner: RankLearner | None = None
-
-    async def start(self) -> None:
-        self._learner = await self._in_thread(self._build)
-
-    async def train(self, batch: Batch) -> StepResult:
-        return await self._in_thread(self._rank.train, batch.rows[0], batch.n_loss_tokens)
-
-    async def logprobs(self, sequences: Sequence[Ints], temperature: float) -> list[Floats]:
-        return await self._in_thread(self._rank.logprobs, sequences, temperature)
-
-    async def publish(self, version: int, folder: Path, *, perturb: float = 0.0) -> Snapshot:
-        return await self._in_thread(self._rank.publish, version, folder, perturb)
-
-    async def attach(self, urls: Sequence[str]) -> None:
-        await self._in_thread(self._rank.attach, urls)
-
-    async def save(self, folder: Path) -> None:
-        await self._in_thread(self._rank.save, folder)
-
-    async def load(self, folder: Path) -> None:
-        await self._in_thread(self._rank.load, folder)
-
-    async def export(self, folder: Path) -> None:
-        await self._in_thread(self._rank.export, folder)
-
-    async def close(self) -> None:
-        self._learner = None
-        await asyncio.to_thread(self._thread.shutdown)
-
-    @property
-    def _rank(self) -> RankLearner:
-        if self._learner is None:
-            raise RunError("the learner has not been started")
-        return self._learner
-
-    def _build(self) -> RankLearner:
-        from posttrain.learner import RankLearner
-
-        if self._config.learner.threads:
-            import torch
-
-            torch.set_num_threads(self._config.learner.threads)
-        return RankLearner(self._config, self._probe_ids)
-
-    async def _in_thread(self, function: Callable[..., T], *arguments: Any) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
 
 
 @dataclass(slots=True)
@@ -267,7 +205,8 @@ class ProcessLearner:
             try:
                 return await asyncio.wait_for(asyncio.gather(*tasks), deadline_s)
             except TimeoutError:
-                waiting = [r.number for r, task in zip(self._ranks, tasks, strict=True) if task.cancelled()]
+                both = zip(self._ranks, tasks, strict=True)
+                waiting = [rank.number for rank, task in both if task.cancelled()]
                 raise await self._failure(
                     f"learner, {name}: no answer from ranks {waiting} within {deadline_s:g} s"
                 ) from None

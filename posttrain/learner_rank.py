@@ -2,10 +2,10 @@
 
     python -m posttrain.learner_rank --connect HOST:PORT [--log-folder FOLDER]
 
-One process of this module is one rank; several are started by torchrun, whose environment says which
-is which. The token in ``POSTTRAIN_LEARNER_TOKEN`` proves to the orchestrator that it is one of ours.
-Messages are JSON, one a line: the first tells how to build the learner, each later one is a command,
-each is answered. Batches come as files, whose paths must mean the same here as there.
+One process of this module is one rank; several are started by torchrun, whose environment says
+which is which. The token in ``POSTTRAIN_LEARNER_TOKEN`` proves to the orchestrator that it is one
+of ours. Messages are JSON, one a line: the first tells how to build the learner, each later one is
+a command, each is answered. Batches come as files, whose paths must mean the same here as there.
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from io import BufferedRWPair
 
 TOKEN = "POSTTRAIN_LEARNER_TOKEN"
 _CONNECT_TIMEOUT_S = 60.0
@@ -45,7 +48,7 @@ def main() -> None:
     os._exit(0)
 
 
-def serve(stream: IO[bytes]) -> None:
+def serve(stream: BufferedRWPair) -> None:
     """Answer commands until ``close`` or the end of the stream; any error ends this rank."""
     commands: Commands = {"build": lambda **payload: commands.update(_build(**payload))}
     for line in stream:
@@ -57,7 +60,7 @@ def serve(stream: IO[bytes]) -> None:
         try:
             result = commands[name](**message)
         # A boundary: the orchestrator must hear why, whatever it was; this rank is unfit after it.
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001
             traceback.print_exc()
             _send(stream, {"error": f"{type(error).__name__}: {error}", "usage": _is_usage(error)})
             sys.exit(1)
@@ -102,7 +105,7 @@ def _build(config: dict[str, Any], probe_ids: list[int], threads: int) -> Comman
     }
 
 
-def _send(stream: IO[bytes], message: dict[str, Any]) -> None:
+def _send(stream: BufferedRWPair, message: dict[str, Any]) -> None:
     stream.write(json.dumps(message).encode() + b"\n")
     stream.flush()
 

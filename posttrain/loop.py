@@ -50,12 +50,14 @@ async def train(job: Job, first_step: int, stop: asyncio.Event) -> int:
             result = await _train_on(job, step, groups)
             clock.lap("train")
             skipped_in_a_row = skipped_in_a_row + 1 if result.skipped else 0
-            if job.engine_needed_after(step):
-                await job.publish(step + 1)
-                await buffer.advance(step + 1)
-            clock.lap("sync")
             done = step + 1
-            await _record(job, step, groups, result, clock)
+            if job.engine_needed_after(step):
+                await job.publish(done)
+                clock.lap("sync")
+                await job.evaluate_during(done)  # alone with the engine, where nothing is in flight
+                clock.lap("evaluation")
+                await buffer.advance(done)
+            job.log(_record(step, groups, result, clock))
             if done % job.config.checkpoint.every == 0 or done == settings.steps or stop.is_set():
                 await save_checkpoint(
                     job.run_dir.checkpoints, done, job.learner, job.config.checkpoint.keep
@@ -77,28 +79,21 @@ async def _train_on(job: Job, step: int, groups: list[Group]) -> StepResult:
     return result
 
 
-async def _record(
-    job: Job, step: int, groups: list[Group], result: StepResult, clock: _Clock
-) -> None:
-    evaluated = await job.evaluate_during(step + 1)
-    clock.lap("evaluation")
-    record = step_record(step, groups)
-    record |= dict(result.metrics)
-    generation_s = max((r.generation_s for g in groups for r in g.rollouts), default=0.0)
-    reward_s = max((r.reward_s for g in groups for r in g.rollouts), default=0.0)
+def _record(step: int, groups: list[Group], result: StepResult, clock: _Clock) -> dict[str, Any]:
+    record = step_record(step, groups) | dict(result.metrics)
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
     record |= {f"time_{name}_s": seconds for name, seconds in clock.laps.items()}
-    record |= {
+    spent = clock.total() - clock.laps.get("evaluation", 0.0)
+    return record | {
         "kind": "step",
         "step": step,
         "weight_version": step + 1,
         "skipped": result.skipped,
-        "evaluated": evaluated,
-        "time_generation_s": generation_s,
-        "time_reward_s": reward_s,
+        "time_generation_s": max((r.generation_s for r in rollouts), default=0.0),
+        "time_reward_s": max((r.reward_s for r in rollouts), default=0.0),
         "time_total_s": clock.total(),
-        "completion_tokens_per_s": record["completion_tokens"] / max(clock.total(), 1e-9),
+        "completion_tokens_per_s": record["completion_tokens"] / max(spent, 1e-9),
     }
-    job.log(record)
 
 
 # rollouts

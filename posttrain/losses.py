@@ -1,4 +1,4 @@
-"""Policy-gradient losses: what one token adds to the loss, summed. Pure functions, one per algorithm.
+"""Policy-gradient losses: what one token adds, summed. Pure functions, one per algorithm.
 
 A loss takes per-token tensors [N] and returns the *sum* over the tokens whose mask is True, with a
 dictionary of metric sums over the same tokens. The learner divides by the number of loss tokens of
@@ -15,9 +15,10 @@ sampled the token:
 
 Averaging over all tokens of the step is DAPO's token-level loss (its section 3.3).
 
-Left out. PPO's value loss: there is no critic. GRPO's mean over each sequence first (1/|o_i|), which
-weighs tokens of long answers less. DAPO's dynamic sampling and soft length penalty, which belong to
-sampling and to rewards. An importance weight on k3: pi and pi_old are at most a few steps apart.
+Left out. PPO's value loss: there is no critic. GRPO's mean over each sequence first (1/|o_i|),
+which weighs tokens of long answers less. DAPO's dynamic sampling and soft length penalty, which
+belong to sampling and to rewards. An importance weight on k3: pi and pi_old are at most a few
+steps apart.
 
 To add an algorithm: write one function of this shape and put it into ``LOSSES``.
 """
@@ -49,7 +50,7 @@ class TokenTensors:
     ref_logprobs: Tensor | None = None  # the frozen reference's; there when kl_coef > 0
 
     def masked(self, values: Tensor) -> Tensor:
-        """``values`` with 0 outside the mask, so that what stands there cannot leak, NaN included."""
+        """``values`` with 0 outside the mask: what stands there cannot leak, NaN included."""
         return torch.where(self.mask, values, torch.zeros_like(values))
 
 

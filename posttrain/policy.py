@@ -1,6 +1,6 @@
 """The model as the learner sees it: packed tokens in, log-probs of what the model wrote out.
 
-Wraps a Hugging Face causal LM in one ``nn.Module`` whose forward is everything DeepSpeed's hooks must
+Wraps a Hugging Face causal LM in one ``nn.Module`` whose forward is all that DeepSpeed's hooks must
 see. Hidden states are computed for all packed tokens, logits only for the tokens that carry a loss,
 and those in chunks: the [tokens, vocabulary] float32 matrix never exists, in either direction.
 The backward pass computes each chunk's logits again, and with p = softmax(z / temperature):
@@ -25,7 +25,7 @@ EntropyMode = Literal["off", "metric", "loss"]  # not computed; without gradient
 
 
 class Policy(nn.Module):
-    """A causal LM that answers with log-probs. ``chunk`` is the tokens whose logits exist at once."""
+    """A causal LM that answers with log-probs; logits exist for ``chunk`` tokens at once."""
 
     def __init__(self, model: Any, chunk: int) -> None:
         super().__init__()
@@ -34,20 +34,22 @@ class Policy(nn.Module):
             if isinstance(module, nn.Dropout):
                 module.p = 0.0  # two passes over the same tokens must agree
         self.model = model
+        self.packed = model.config._attn_implementation == NAME
         self.head = TokenLogprobs(model.get_output_embeddings(), chunk)
 
     def forward(
         self,
         token_ids: Tensor,
         position_ids: Tensor,
-        loss_mask: Tensor,
         layout: Layout,
+        wanted: tuple[Tensor, Tensor],
         temperature: float,
         entropy: EntropyMode = "off",
     ) -> tuple[Tensor, Tensor]:
-        """Log-probs [N] and entropies [N] (or [0]) of the N tokens where ``loss_mask`` [T] is True.
+        """Log-probs [N] and entropies [N] (or [0]) of N tokens, in float32.
 
-        Float32. The first token of a sequence must not be masked in: nothing comes before it.
+        ``wanted`` = (before [N], targets [N]): the packed token [T] after which each is written,
+        and its id.
         """
         hidden = self.model.base_model(
             input_ids=token_ids[None],
@@ -55,11 +57,11 @@ class Policy(nn.Module):
             use_cache=False,
             **self._attention_arguments(layout),
         ).last_hidden_state[0]
-        targets = loss_mask.nonzero()[:, 0]
-        return self.head(hidden.index_select(0, targets - 1), token_ids[targets], temperature, entropy)
+        before, targets = wanted
+        return self.head(hidden.index_select(0, before), targets, temperature, entropy)
 
     def _attention_arguments(self, layout: Layout) -> dict[str, Any]:
-        if self.model.config._attn_implementation == NAME:
+        if self.packed:
             return {"layout": layout}
         return {
             "cu_seq_lens_q": layout.cu_seqlens,
@@ -89,7 +91,7 @@ class TokenLogprobs(nn.Module):
 
 
 class _ChunkedLogprobs(torch.autograd.Function):
-    """hidden [N, H], weight [V, H], bias [V] or None, targets [N] -> log-probs [N], entropies [N]."""
+    """hidden [N, H], weight [V, H], bias [V], targets [N] -> log-probs [N], entropies [N]."""
 
     @staticmethod
     def forward(
@@ -124,12 +126,13 @@ class _ChunkedLogprobs(torch.autograd.Function):
         for part in _parts(len(targets), chunk):
             log_p = _log_softmax(hidden[part], weight, bias, temperature)
             d_z = log_p.exp()
+            d_logprob = grads[0][part, None]
             if entropy == "loss":
-                log_p.add_(entropies[part, None]).mul_(grads[1][part, None]).add_(grads[0][part, None])
-                d_z.mul_(log_p).neg_()
+                d_entropy = grads[1][part, None]
+                d_z.mul_(log_p.add_(entropies[part, None]).mul_(d_entropy).add_(d_logprob)).neg_()
             else:
-                d_z.mul_(-grads[0][part, None])
-            d_z.scatter_add_(1, targets[part, None], grads[0][part, None])
+                d_z.mul_(-d_logprob)
+            d_z.scatter_add_(1, targets[part, None], d_logprob)
             d_z.div_(temperature)
             if d_bias is not None:
                 d_bias += d_z.sum(0)

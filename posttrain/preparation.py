@@ -62,7 +62,13 @@ def prepare(
     chosen = tuple(config.reward) if reward is None else tuple(reward)
     function = _reward(chosen)
     named = env if env is not None else config.env
-    environment = envs.load(named, **config.env_args) if isinstance(named, str) else named
+    if not isinstance(named, str):
+        environment = named
+    elif function is not None and envs.is_data(named) and "reward" not in config.env_args:
+        environment = envs.load(named, reward=function, **config.env_args)
+        function = None  # the environment judges with it
+    else:
+        environment = envs.load(named, **config.env_args)
     n_held_out = config.evaluation.tasks
     held_out = environment.tasks.held_out(n_held_out) if n_held_out else []
     if function is not None:

@@ -40,7 +40,7 @@ class Server(Protocol):
 
     def tail(self, lines: int = 20) -> str: ...
 
-    async def stop(self) -> None: ...
+    async def stop(self, *, at_once: bool = False) -> None: ...
 
 
 class State(StrEnum):
@@ -179,7 +179,7 @@ class Replica:
         while True:
             self._enter(State.DOWN)
             tail = self.server.tail()
-            await self.server.stop()
+            await self.server.stop(at_once=True)
             self._count_restart(reason, tail, snapshot)
             try:
                 await self.client.close()

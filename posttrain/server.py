@@ -10,6 +10,7 @@ A server whose URL was given is attached to instead: it can be asked, but not re
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib.metadata
 import importlib.util
 import json
@@ -120,7 +121,7 @@ class AttachedServer:
     def tail(self, lines: int = 20) -> str:
         return f"({self.url} was attached to: its log is elsewhere)"
 
-    async def stop(self) -> None:
+    async def stop(self, *, at_once: bool = False) -> None:
         """It is not ours to end."""
 
 
@@ -177,11 +178,13 @@ class VllmServer:
             return f"(no log at {self.spec.log_path}: {error.strerror})"
         return f"--- the end of {self.spec.log_path}\n" + "".join(kept).rstrip()
 
-    async def stop(self) -> None:
-        """End the server with all its processes; twice is harmless."""
+    async def stop(self, *, at_once: bool = False) -> None:
+        """End the server with all its processes, ``at_once`` without asking; twice is harmless."""
         process, self._process = self._process, None
         if process is None:
             return
+        if at_once and process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
         if process.stdin is not None:
             process.stdin.close()
         try:
@@ -189,6 +192,8 @@ class VllmServer:
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             await asyncio.to_thread(process.wait, _STOP_TIMEOUT_S)
+        with contextlib.suppress(ProcessLookupError):  # the guard was killed, and alone
+            os.killpg(process.pid, signal.SIGKILL)
 
     async def _wait_until_healthy(self, deadline: float) -> None:
         async with httpx.AsyncClient(base_url=self.url, timeout=5.0, trust_env=False) as http:

@@ -6,7 +6,8 @@ installed, so such a folder wins: in the user's process, and in the engine's and
 processes that are started in the same directory. The symptom would be an ImportError far from its
 cause; this names the folder to rename instead.
 
-Only the standard library is used, and nothing is imported to find out: this runs before all else.
+Only the standard library is used, and nothing is imported to find out: this runs before all else,
+when ``posttrain`` itself is imported.
 """
 
 from __future__ import annotations
@@ -16,35 +17,45 @@ from collections.abc import Sequence
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 
-from posttrain.errors import UsageError
-
 PACKAGES = ("posttrain", "rewards", "envs", "data_gen", "pretrain")
 ROOT = Path(__file__).resolve().parent.parent  # the folder that holds our packages
 
 
-def find_shadows(folder: Path | None = None, path: Sequence[str] | None = None) -> list[Path]:
-    """Files and folders that would be imported in place of our packages, from ``folder``.
-
-    ``folder`` is the working directory unless given, ``path`` is ``sys.path``.
-    """
-    search = [str(folder or Path.cwd()), *(sys.path if path is None else path)]
+def find_shadows(path: Sequence[str]) -> list[Path]:
+    """Files and folders that would be imported in place of our packages with this ``sys.path``."""
     shadows = []
     for name in PACKAGES:
         ours = ROOT / name
         if not (ours / "__init__.py").is_file():
             continue  # a package that this version does not have can't be shadowed
         # None: only an editable install's own finder, which Python asks last, knows the name.
-        found = _location(PathFinder.find_spec(name, search))
+        found = _location(PathFinder.find_spec(name, list(path)))
         if found is not None and found != ours:
             shadows.append(found)
     return shadows
 
 
-def check_shadowing(folder: Path | None = None, path: Sequence[str] | None = None) -> None:
-    """Raise UsageError, naming what to rename, when anything shadows one of our packages."""
-    shadows = find_shadows(folder, path)
-    if shadows:
-        raise UsageError(explain(shadows))
+def check_import_path() -> None:
+    """Raise when this very process would import something else; runs on ``import posttrain``."""
+    _refuse(find_shadows(sys.path))
+
+
+def check_shadowing() -> None:
+    """Raise when a process started in the working directory would import something else.
+
+    The engine's and the learner's processes are: this is for the start of a job.
+    """
+    _refuse(find_shadows([str(Path.cwd()), *sys.path]))
+
+
+def _refuse(shadows: Sequence[Path]) -> None:
+    if not shadows:
+        return
+    try:
+        from posttrain.errors import UsageError
+    except ImportError:  # it comes from rewards, which may be what is hidden
+        raise ImportError(explain(shadows)) from None
+    raise UsageError(explain(shadows))
 
 
 def explain(shadows: Sequence[Path]) -> str:

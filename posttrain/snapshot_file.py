@@ -1,7 +1,7 @@
 """Weights on their way out of the learner: the engines' snapshot file and the final checkpoint.
 
-The snapshot is one safetensors file, written a tensor at a time so that the model never exists twice
-in memory, under a temporary name until it is complete. Its folder may be in /dev/shm.
+The snapshot is one safetensors file, written a tensor at a time so that the model never exists
+twice in memory, under a temporary name until it is complete. Its folder may be in /dev/shm.
 """
 
 from __future__ import annotations

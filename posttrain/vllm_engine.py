@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from posttrain.client import ModelLimits, RequestTimedOut, ServerFailed
-from posttrain.config import GrpoConfig, SyncSettings
+from posttrain.config import GrpoConfig
 from posttrain.errors import RunError, UsageError
 from posttrain.replica import Quarantined, Replica, Server, State
 from posttrain.server import (
@@ -52,6 +52,7 @@ class VllmEngine:
     ) -> None:
         rollout = config.rollout
         self.limits = limits_of(config.model, rollout.max_model_len)
+        self.transport = transport_of(config)  # "file" | "nccl": how the learner must publish
         self._rollout = rollout
         self._slots = asyncio.Semaphore(rollout.max_concurrency)
         self._changed = asyncio.Event()
@@ -157,17 +158,18 @@ class VllmEngine:
         deadline = self._rollout.startup_timeout_s * (1 + self._rollout.max_restarts)
         try:
             async with asyncio.timeout(deadline):
-                while True:
-                    changed = self._changed
-                    for replica in self._replicas:
-                        if replica.error is not None:
-                            raise replica.error
-                    ready = [r for r in self._replicas if r.state is State.READY]
-                    if ready:
-                        return min(ready, key=lambda r: r.in_flight)
-                    await changed.wait()
+                while (replica := self._least_loaded()) is None:
+                    await self._changed.wait()
+                return replica
         except TimeoutError as error:
             raise RunError(f"{name}: no rollout server was ready within {deadline:g} s") from error
+
+    def _least_loaded(self) -> Replica | None:
+        for replica in self._replicas:
+            if replica.error is not None:
+                raise replica.error
+        ready = [replica for replica in self._replicas if replica.state is State.READY]
+        return min(ready, key=lambda replica: replica.in_flight, default=None)
 
     async def _judge(self, replica: Replica, failure: ServerFailed, seen_restarts: int) -> None:
         """After a failure: have the server restarted, or blame the request, or let it try again."""
@@ -224,7 +226,6 @@ def _servers(
         return [AttachedServer(url, rollout.startup_timeout_s) for url in rollout.urls]
     check_installed()
     check_ports_free(rollout.port, rollout.servers)
-    device = device_of_vllm()
     return [
         VllmServer(
             ServerSpec(
@@ -236,8 +237,8 @@ def _servers(
                 max_num_seqs=-(-rollout.max_concurrency // rollout.servers),
                 threads=rollout.threads or threads_per_server(rollout.servers),
                 kv_cache_gib=rollout.kv_cache_gib,
-                transport=transport_of(config.sync, device),
-                device=device,
+                transport=transport_of(config),
+                device=device_of_vllm(),
                 startup_timeout_s=rollout.startup_timeout_s,
                 worker_extension=worker_extension,
                 env=env,
@@ -268,13 +269,16 @@ def threads_per_server(count: int) -> int:
     return max(1, len(os.sched_getaffinity(0)) // (2 * count))
 
 
-def transport_of(sync: SyncSettings, device: str) -> str:
-    """Resolve "auto": NCCL needs a GPU for each side."""
-    if sync.transport == "nccl" and device != "cuda":
+def transport_of(config: GrpoConfig) -> str:
+    """Resolve "auto": NCCL where the servers are ours and have a GPU beside the learner's."""
+    asked = config.sync.transport
+    if config.rollout.urls:
+        return "file" if asked == "auto" else asked
+    if asked == "nccl" and device_of_vllm() != "cuda":
         raise UsageError("sync.transport is nccl, which needs GPUs; use file")
-    if sync.transport != "auto":
-        return sync.transport
-    if device != "cuda":
+    if asked != "auto":
+        return asked
+    if device_of_vllm() != "cuda":
         return "file"
     import torch
 

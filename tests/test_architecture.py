@@ -278,6 +278,38 @@ def sizes() -> Iterator[tuple[str, str, int]]:
             yield f"{where}::{name}", "nesting", nesting(node)
 
 
+RULED = '''
+def outer(a, b, *, c):
+    """Not code.
+
+    Nor this.
+    """
+    # nor this
+
+    if a:
+        pass
+    elif b:
+        for one in c:
+            pass
+    else:
+        if c:
+            with b:
+                def inner(self, d): pass
+    return """two
+lines"""
+'''
+
+
+def test_the_rulers_measure_right() -> None:
+    tree = ast.parse(RULED)
+    (name, outer), (inner_name, inner) = functions(tree)
+    assert (name, inner_name) == ("outer", "outer.inner")
+    own = set(range(outer.lineno, (outer.end_lineno or 0) + 1))
+    assert len((own & code_lines(RULED)) - docstring_lines(outer)) == 12
+    assert nesting(outer) == 3  # if, the if of its else, with; the elif and its for make 2
+    assert nesting(inner) == 0
+
+
 def test_sizes_stay_within_their_limits() -> None:
     wrong = []
     for where, what, size in sizes():

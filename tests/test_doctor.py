@@ -129,46 +129,48 @@ def package(folder: Path, name: str) -> Path:
 @pytest.mark.parametrize("name", ["envs", "rewards", "pretrain", "posttrain"])
 def test_a_users_package_shadows_ours(tmp_path: Path, name: str) -> None:
     shadow = package(tmp_path, name)
-    assert find_shadows(tmp_path, [str(ROOT)]) == [shadow]
-    with pytest.raises(UsageError, match=f"{shadow} hides the package '{name}'.*my_{name}"):
-        check_shadowing(tmp_path, [str(ROOT)])
+    assert find_shadows([str(tmp_path), str(ROOT)]) == [shadow]
+    assert find_shadows([str(ROOT), str(tmp_path)]) == []
 
 
 def test_a_users_module_shadows_ours(tmp_path: Path) -> None:
     (tmp_path / "rewards.py").touch()
-    assert find_shadows(tmp_path, [str(ROOT)]) == [tmp_path / "rewards.py"]
-
-
-def test_a_script_folder_on_the_path_shadows_ours(tmp_path: Path) -> None:
-    shadow = package(tmp_path, "envs")
-    assert find_shadows(ROOT.parent, [str(tmp_path), str(ROOT)]) == [shadow]
+    assert find_shadows([str(tmp_path), str(ROOT)]) == [tmp_path / "rewards.py"]
 
 
 def test_a_folder_without_init_shadows_an_editable_install_only(tmp_path: Path) -> None:
     # Python prefers a real package anywhere on the path, but asks an editable install's finder
     # only after the path, where the bare folder counts.
     (tmp_path / "envs").mkdir()
-    assert find_shadows(tmp_path, [str(ROOT)]) == []
-    assert find_shadows(tmp_path, []) == [tmp_path / "envs"]
+    assert find_shadows([str(tmp_path), str(ROOT)]) == []
+    assert find_shadows([str(tmp_path)]) == [tmp_path / "envs"]
 
 
-def test_other_names_and_our_own_root_shadow_nothing(tmp_path: Path) -> None:
+def test_other_names_shadow_nothing(tmp_path: Path) -> None:
     package(tmp_path, "my_envs")
-    assert find_shadows(tmp_path, [str(ROOT)]) == []
-    assert find_shadows(ROOT, []) == []
+    assert find_shadows([str(tmp_path), str(ROOT)]) == []
 
 
-def test_a_job_next_to_the_users_own_envs_says_what_to_rename(tmp_path: Path) -> None:
+def test_the_working_directory_counts_for_a_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shadow = package(tmp_path, "envs")
-    (tmp_path / "job.py").write_text(
-        "import posttrain\nposttrain.grpo(model='m', env='reasoning_gym:chain_sum', steps=1)\n"
-    )
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=f"{shadow} hides the package 'envs'.*Rename .*my_envs"):
+        check_shadowing()
+
+
+@pytest.mark.parametrize(("name", "error"), [("envs", "UsageError"), ("rewards", "ImportError")])
+def test_a_script_next_to_the_users_own_folder_says_what_to_rename(
+    tmp_path: Path, name: str, error: str
+) -> None:
+    shadow = package(tmp_path, name)
+    (tmp_path / "job.py").write_text("from posttrain import grpo\n")
     done = subprocess.run(
         [sys.executable, "job.py"], cwd=tmp_path, capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 1
-    last = done.stderr.splitlines()[-1]
-    assert last.startswith(f"posttrain.errors.UsageError: {shadow} hides the package 'envs'")
+    assert f"{error}: {shadow} hides the package '{name}'" in done.stderr.splitlines()[-1]
 
 
 # installed and optional parts

@@ -12,7 +12,7 @@ A chart without data is left out, so that a run that ended early has a short rep
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from posttrain.report.history import TIMES, History, is_number, setting, time_spent
@@ -34,48 +34,18 @@ _TIME_COLOURS = ("blue", "violet", "green", "amber", "teal", "pink", "grey")
 
 
 def charts(history: History) -> list[dict[str, Any]]:
-    """Sections, each with its charts, ready for JSON."""
-    sections = [
-        ("Learning", [_accuracy(history), _reward(history), _outcomes(history), _signal(history)]),
-        (
-            "Policy",
-            [
-                _curve(
-                    history, "Entropy", "entropy", "violet", "Of the policy, in nats per token."
-                ),
-                _length(history),
-                _curve(history, "KL to the start", "kl", "teal", "Mean per token."),
-                _curve(
-                    history, "Clip fraction", "clip_fraction", "amber", _CLIP, form=".2%", bottom=0
-                ),
-                _grad_norm(history),
-                _parts(history),
-            ],
-        ),
-        ("Engine and learner", [_gap(history), _lag(history), _sync_seconds(history)]),
-        (
-            "Speed",
-            [
-                _time(history),
-                _curve(
-                    history,
-                    "Throughput",
-                    "completion_tokens_per_s",
-                    "blue",
-                    "Completion tokens per second, end to end.",
-                    form=",.0f",
-                    bottom=0,
-                ),
-                _curve(history, "Memory", "rss_mb", "grey", _MEMORY, form=",.0f", bottom=0),
-            ],
-        ),
-    ]
-    kept = [(title, [chart for chart in members if chart["traces"]]) for title, members in sections]
-    return [{"title": title, "charts": members} for title, members in kept if members]
-
-
-_MEMORY = "Peak of the main process, in MB."
-_CLIP = "Share of tokens whose ratio was clipped. Near zero is normal on-policy."
+    """Sections, each with its charts, ready for JSON; what has no data is left out."""
+    sections: dict[str, tuple[Callable[[History], Chart], ...]] = {
+        "Learning": (_accuracy, _reward, _outcomes, _signal),
+        "Policy": (_entropy, _length, _kl, _clip_fraction, _grad_norm, _parts),
+        "Engine and learner": (_gap, _lag, _sync_seconds),
+        "Speed": (_time, _throughput, _memory),
+    }
+    made = {title: [chart(history) for chart in members] for title, members in sections.items()}
+    kept = {
+        title: [chart for chart in members if chart["traces"]] for title, members in made.items()
+    }
+    return [{"title": title, "charts": members} for title, members in kept.items() if members]
 
 
 def marks(history: History) -> list[dict[str, Any]]:
@@ -143,8 +113,39 @@ def _length(history: History) -> Chart:
     )
 
 
+def _entropy(history: History) -> Chart:
+    return _curve(history, "Entropy", "entropy", "violet", text="Nats per token.")
+
+
+def _kl(history: History) -> Chart:
+    """``kl`` is between engine and learner; ``kl_ref`` exists where there is a reference policy."""
+    to_reference = _smoothed("to the reference", *history.column("kl_ref"), "teal")
+    engine = _trace("engine to learner", *history.column("kl"), "grey")
+    if to_reference[0]["x"]:
+        engine["style"] = "faint"
+    text = "Estimated on the samples (k3), in nats per token."
+    return _chart("KL divergence", text, [engine, *to_reference], form=".5f", bottom=0)
+
+
+def _clip_fraction(history: History) -> Chart:
+    text = "Share of tokens whose ratio was clipped. Near zero is normal on-policy."
+    shape = {"form": ".2%", "bottom": 0}
+    return _curve(history, "Clip fraction", "clip_fraction", "amber", text=text, **shape)
+
+
+def _throughput(history: History) -> Chart:
+    text = "Completion tokens per second, end to end."
+    shape = {"form": ",.0f", "bottom": 0}
+    return _curve(history, "Throughput", "completion_tokens_per_s", "blue", text=text, **shape)
+
+
+def _memory(history: History) -> Chart:
+    text = "Peak of the main process, in MB."
+    return _curve(history, "Memory", "rss_mb", "grey", text=text, form=",.0f", bottom=0)
+
+
 def _grad_norm(history: History) -> Chart:
-    chart = _curve(history, "Gradient norm", "grad_norm", "pink", "Before clipping.", bottom=0)
+    chart = _curve(history, "Gradient norm", "grad_norm", "pink", text="Before clipping.", bottom=0)
     _add_limit(chart, setting(history.manifest, "learner.max_grad_norm"), "clipped above")
     return chart
 
@@ -204,28 +205,32 @@ def _time(history: History) -> Chart:
         seconds = [one[name] for one in spent]
         if any(seconds):
             traces.append(_trace(name, steps, seconds, colour) | {"style": "area"})
-    return _chart("Where the time went", "Seconds per step.", traces, form=".3f")
+    text = "Seconds, in the colours of the bar at the top."
+    return _chart("Time per step", text, traces, form=".2f", nokey=True)
 
 
 def time_totals(history: History) -> list[tuple[str, float, str]]:
-    """(what, seconds, colour) over all steps, of what took any time."""
+    """(what, seconds, colour) over all steps, of what took a noticeable share."""
     spent = [time_spent(record) for record in history.steps]
     names = [name for name, _ in TIMES] + ["other"]
     totals = [sum(one[name] for one in spent) for name in names]
     rows = zip(names, totals, _TIME_COLOURS, strict=True)
-    return [(name, seconds, colour) for name, seconds, colour in rows if seconds > 0]
+    least = 0.001 * sum(totals)  # what would round to nothing
+    return [(name, seconds, colour) for name, seconds, colour in rows if seconds > least]
 
 
-def _curve(history: History, title: str, field: str, colour: str, text: str, **shape: Any) -> Chart:
-    return _chart(title, text, _smoothed(title.lower(), *history.column(field), colour), **shape)
+def _curve(history: History, title: str, field: str, colour: str, **shape: Any) -> Chart:
+    """One field of the step records as a curve."""
+    return _chart(title, traces=_smoothed(title.lower(), *history.column(field), colour), **shape)
 
 
 def _chart(title: str, text: str, traces: Sequence[Trace], **shape: Any) -> Chart:
-    """``shape``: form (a number format that means the same in Python and in d3), bottom, top."""
+    """``shape``: form (a format that means the same in Python and d3), bottom, top, nokey."""
     chart = {"title": title, "text": text, "form": ".3f", **shape}
     kept = [trace for trace in traces if trace["x"]]
-    if kept and not any(trace["style"] == "area" for trace in kept):
-        ends = [value for value in kept[-1]["y"] if value is not None]
+    front = [trace for trace in kept if trace["style"] in ("line", "points")]
+    if len(front) == 1:
+        ends = [value for value in front[0]["y"] if value is not None]
         chart["last"] = format(ends[-1], chart["form"]) if ends else ""
     return chart | {"traces": [_thinned(trace) for trace in kept]}
 
@@ -252,7 +257,7 @@ def _moving_average(values: Iterable[float], weight: float = 0.85) -> Iterable[f
 
 
 def _thinned(trace: Trace) -> Trace:
-    """At most MAX_POINTS points, evenly, and the numbers to five digits: the page has to be small."""
+    """At most MAX_POINTS points, evenly, of five digits: the page has to be small."""
     stride = -(-len(trace["x"]) // MAX_POINTS)
     lists = {key: value[::stride] for key, value in trace.items() if isinstance(value, list)}
     lists = {key: [_rounded(value) for value in values] for key, values in lists.items()}

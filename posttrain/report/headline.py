@@ -56,6 +56,11 @@ def facts(history: History) -> list[tuple[str, str]]:
     return [(name, str(value)) for name, value in found if value not in (None, "")]
 
 
+def counted(n: int, thing: str) -> str:
+    """1 restart, 2 restarts."""
+    return f"{n:,} {thing}{'' if n == 1 else 's'}"
+
+
 def duration(seconds: float) -> str:
     """12 s, 3 min 05 s, 2 h 07 min."""
     whole = round(seconds)
@@ -79,12 +84,21 @@ def _accuracy(history: History) -> Card | None:
     text = f"{gain:+.1f} points; {_interval(first)} → {_interval(last)}"
     if is_number(last.get("n_tasks")):
         text += f" on {last['n_tasks']} tasks"
-    return Card("Held-out accuracy", value, text, "good" if gain > 0 else "bad")
+    return Card("Held-out accuracy", value, text, _tone(first, last))
+
+
+def _tone(first: Record, last: Record) -> str:
+    """A colour only where the two intervals don't overlap."""
+    if (last.get("accuracy_low") or 0.0) > (first.get("accuracy_high") or 1.0):
+        return "good"
+    return "bad" if (last.get("accuracy_high") or 1.0) < (first.get("accuracy_low") or 0.0) else ""
 
 
 def _interval(record: Record) -> str:
     low, high = record.get("accuracy_low"), record.get("accuracy_high")
-    return f"[{100 * low:.1f}, {100 * high:.1f}]" if is_number(low) and is_number(high) else ""
+    if low is None or high is None:
+        return ""
+    return f"[{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def _steps(history: History) -> Card:
@@ -100,8 +114,7 @@ def _elapsed(history: History) -> Card | None:
     times = [r["time"] for r in records if is_number(r.get("time"))]
     if not times:
         return None
-    wall = history.summary.get("wall_s")
-    seconds = wall if is_number(wall) else max(times) - min(times)
+    seconds = float(history.summary.get("wall_s") or max(times) - min(times))
     ended = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(max(times)))
     return Card("Wall time", duration(seconds), f"last record {ended}")
 
@@ -115,7 +128,7 @@ def _syncs(history: History) -> Card | None:
     parts = [f"median {statistics.median(seconds):.2f} s" if seconds else ""]
     parts += [f"worst gap {max(gaps):.4f}" if gaps else ""]
     restarts = sum(int(r.get("restarts") or 0) for r in real)
-    parts += [f"{restarts} restarts" if restarts else ""]
+    parts += [counted(restarts, "restart") if restarts else ""]
     text = ", ".join(part for part in parts if part)
     return Card("Weight syncs verified", f"{len(real):,}", text, "bad" if restarts else "")
 

@@ -34,9 +34,7 @@ def render(run: Path) -> str:
     texts = TokenTexts.find(run, str(setting(history.manifest, "model")))
     rollouts, problems = browsable(history, texts)
     if history.bad_lines:
-        problems.append(
-            f"{history.bad_lines} lines of metrics.jsonl can't be read and are left out"
-        )
+        problems.append(f"{history.bad_lines} lines of metrics.jsonl can't be read")
     sections = charts(history)
     data = {"sections": sections, "marks": marks(history), "rollouts": rollouts}
     word, tone = headline.state(history)
@@ -147,7 +145,7 @@ def _event_text(record: Record) -> str:
 
 
 def _sync_text(record: Record) -> str:
-    return f"{record['restarts']} replicas restarted while syncing version {record.get('version')}"
+    return f"{headline.counted(record['restarts'], 'restart')} of a rollout server while syncing"
 
 
 def _settings(manifest: Record) -> str:

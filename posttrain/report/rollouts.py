@@ -7,6 +7,7 @@ sample that could not be judged. Long completions keep their beginning and their
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -98,7 +99,7 @@ def _messages(rollout: Rollout, texts: TokenTexts | None) -> Iterator[dict[str, 
     turn_of = dict(zip(last, rollout.turns[len(rollout.turns) - len(last) :], strict=True))
     for index, message in enumerate(rollout.messages):
         content = message.get("content")
-        shown = {
+        shown: dict[str, Any] = {
             "role": str(message.get("role", "?")),
             "text": _cut("" if content is None else content),
         }
@@ -126,9 +127,7 @@ def _turn(turn: Turn, texts: TokenTexts | None) -> dict[str, Any]:
 
 
 def _runs(values: Ints) -> list[list[int]]:
-    starts = np.flatnonzero(np.r_[True, values[1:] != values[:-1]]) if len(values) else []
-    lengths = np.diff(np.r_[starts, len(values)]) if len(values) else []
-    return [[int(values[s]), int(n)] for s, n in zip(starts, lengths, strict=True)]
+    return [[version, len(list(run))] for version, run in itertools.groupby(values.tolist())]
 
 
 def _cut(content: Any) -> str:

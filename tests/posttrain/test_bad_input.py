@@ -98,8 +98,12 @@ def test_environment_and_data(capsys, tmp_path, tasks, checkpoint):
     empty = tmp_path / "empty.jsonl"
     empty.write_text("")
     assert "empty" in _refused(capsys, tmp_path, checkpoint, empty)
-    said = _refused(capsys, tmp_path, checkpoint, tasks, "env_args={prompt_column='quest'}")
+    said = _refused(
+        capsys, tmp_path, checkpoint, tasks, "env_args={prompt_column='quest'}",
+        "reward=['test_exact']",
+    )  # fmt: skip
     assert "quest" in said and "prompt" in said
+    assert "reward" in _refused(capsys, tmp_path, checkpoint, tasks, "env_args={}")
 
 
 def test_reward_that_is_unknown_or_wants_a_column(capsys, tmp_path, tasks, checkpoint):

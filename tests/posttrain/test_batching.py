@@ -105,7 +105,9 @@ def test_packing_keeps_every_token_once(sizes, budget: int, ranks: int) -> None:
     samples = [make_sample(i, length, prompt) for i, (length, prompt) in enumerate(sizes)]
     batch = pack(samples, budget, ranks, step=7)
     expected = sorted(
-        tuple(tuple(array.tolist()) for array in (s.token_ids, s.loss_mask, s.logprobs, s.advantages))
+        tuple(
+            tuple(array.tolist()) for array in (s.token_ids, s.loss_mask, s.logprobs, s.advantages)
+        )
         for s in samples
     )
     assert samples_in(batch) == expected

@@ -20,7 +20,7 @@ def tokens(ratios: list[float], advantages: list[float], mask: list[bool] | None
         logprobs=logprobs.requires_grad_(),
         old_logprobs=torch.full_like(logprobs, -1.0),
         advantages=torch.tensor(advantages, dtype=torch.float64),
-        mask=torch.tensor(mask if mask is not None else [True] * len(ratios)),
+        mask=torch.tensor(mask if mask is not None else [True] * len(ratios), dtype=torch.bool),
     )
 
 
@@ -103,7 +103,7 @@ def test_a_term_without_its_tensor_is_an_error(coefficient: str) -> None:
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_what_is_masked_out_cannot_matter(name: str) -> None:
-    """Padding with NaN and infinities behind the mask changes neither loss, metrics nor gradient."""
+    """NaN and infinities behind the mask change neither loss, metrics nor gradient."""
     plain = tokens([1.1, 0.7], [1.0, -2.0])
     nan = float("nan")
     ratios, advantages = [1.1, 1.0, 0.7, 1.0], [1.0, nan, -2.0, float("inf")]
@@ -114,7 +114,9 @@ def test_what_is_masked_out_cannot_matter(name: str) -> None:
     loss.backward()
     loss_padded.backward()
     assert loss_padded.item() == loss.item()
-    assert {k: v.item() for k, v in metrics.items()} == {k: v.item() for k, v in metrics_padded.items()}
+    assert {k: v.item() for k, v in metrics.items()} == {
+        k: v.item() for k, v in metrics_padded.items()
+    }
     gradient = plain.logprobs.grad.tolist()
     assert padded.logprobs.grad.tolist() == [gradient[0], 0.0, gradient[1], 0.0]
 
@@ -124,7 +126,9 @@ def test_shards_add_up(name: str) -> None:
     ratios = [0.5, 0.9, 1.0, 1.2, 1.6]
     advantages = [1.0, -1.0, 0.5, 2.0, -0.5]
     whole, metrics = LOSSES[name](tokens(ratios, advantages), SETTINGS)
-    parts = [LOSSES[name](tokens(ratios[s], advantages[s]), SETTINGS) for s in (slice(2), slice(2, 5))]
+    parts = [
+        LOSSES[name](tokens(ratios[s], advantages[s]), SETTINGS) for s in (slice(2), slice(2, 5))
+    ]
     assert whole.item() == pytest.approx(sum(loss.item() for loss, _ in parts), rel=1e-12)
     for metric, value in metrics.items():
         shares = [found[metric].item() for _, found in parts]

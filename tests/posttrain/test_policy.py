@@ -13,6 +13,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCau
 from posttrain.errors import UsageError
 from posttrain.packed_attention import NAME, Layout, register
 from posttrain.policy import Policy
+from posttrain.row_tensors import RowTensors
+from posttrain.types import PackedRow
 
 VOCABULARY = 50
 SIZE = dict(
@@ -43,12 +45,20 @@ def row_of(lengths: list[int], seed: int = 0):
     ids = torch.randint(0, VOCABULARY, (sum(lengths),), generator=generator)
     positions = torch.cat([torch.arange(n) for n in lengths])
     mask = (positions > 0) & (torch.rand(sum(lengths), generator=generator) < 0.7)
-    return ids, positions, mask, Layout.of(lengths)
+    return ids, positions, mask, lengths
 
 
-def unpacked(model, lengths: list[int], temperature: float, row) -> tuple[torch.Tensor, torch.Tensor]:
+def inputs_of(row, share_prompts: bool = True):
+    """As the learner lays it out."""
+    ids, positions, mask, lengths = row
+    zeros = np.zeros(len(ids), np.float32)
+    arrays = (ids.numpy(), positions.numpy(), mask.numpy(), zeros, zeros, np.array(lengths))
+    return RowTensors(PackedRow(*arrays), torch.device("cpu"), share_prompts=share_prompts).inputs
+
+
+def unpacked(model, temperature: float, row):
     """The same by stock transformers: each sequence alone, the whole softmax at once."""
-    ids, _, mask, _ = row
+    ids, _, mask, lengths = row
     logprobs, entropies = [], []
     for sequence, wanted in zip(ids.split(lengths), mask.split(lengths), strict=True):
         logits = model(input_ids=sequence[None]).logits[0].float() / temperature
@@ -69,8 +79,8 @@ def unpacked(model, lengths: list[int], temperature: float, row) -> tuple[torch.
 def test_packing_and_chunking_change_no_logprob(lengths, temperature, chunk, family) -> None:
     row = row_of(lengths)
     with torch.no_grad():
-        found, entropy = Policy(build(NAME, family), chunk)(*row, temperature, "metric")
-        expected, entropy_expected = unpacked(build("sdpa", family), lengths, temperature, row)
+        found, entropy = Policy(build(NAME, family), chunk)(*inputs_of(row), temperature, "metric")
+        expected, entropy_expected = unpacked(build("sdpa", family), temperature, row)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(entropy, entropy_expected, atol=1e-5, rtol=1e-5)
 
@@ -89,10 +99,56 @@ def test_packing_and_chunking_change_no_gradient(mode, chunk: int, tied: bool) -
         bonus = (entropy * weights.flip(0)).sum() if mode == "loss" else 0.0
         return (logprobs * weights).sum() + bonus
 
-    loss(*Policy(packed, chunk)(*row, 0.8, mode)).backward()
-    loss(*unpacked(stock, lengths, 0.8, row)).backward()
+    loss(*Policy(packed, chunk)(*inputs_of(row), 0.8, mode)).backward()
+    loss(*unpacked(stock, 0.8, row)).backward()
     for (name, one), other in zip(packed.named_parameters(), stock.parameters(), strict=True):
-        torch.testing.assert_close(one.grad, other.grad, atol=2e-5, rtol=1e-4, msg=lambda m: f"{name} {m}")
+        assert torch.allclose(one.grad, other.grad, atol=2e-5, rtol=1e-4), name
+
+
+def group_row(groups: list[tuple[int, list[int]]]):
+    """Groups of answers, each group with one prompt: (prompt length, answer lengths)."""
+    ids, positions, mask, lengths = [], [], [], []
+    for g, (prompt_length, answers) in enumerate(groups):
+        prompt = torch.arange(prompt_length) * (g + 3) % VOCABULARY
+        for i, answer in enumerate(answers):
+            written = (torch.arange(answer) * 7 + i) % VOCABULARY
+            ids.append(torch.cat([prompt, written]))
+            lengths.append(prompt_length + answer)
+            positions.append(torch.arange(lengths[-1]))
+            mask.append(positions[-1] >= prompt_length)
+    return torch.cat(ids), torch.cat(positions), torch.cat(mask), lengths
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.integers(1, 12), st.lists(st.integers(0, 20), min_size=1, max_size=5)),
+        min_size=1,
+        max_size=3,
+    )
+)
+def test_laying_out_a_shared_prompt_once_changes_nothing(groups) -> None:
+    row = group_row(groups)
+    if not row[2].any():
+        return
+    packed, stock = build(NAME), build("sdpa")
+    found, _ = Policy(packed, 16)(*inputs_of(row), 1.0)
+    expected, _ = unpacked(stock, 1.0, row)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    weights = torch.linspace(-1, 1, len(found))
+    (found * weights).sum().backward()
+    (expected * weights).sum().backward()
+    for (name, one), other in zip(packed.named_parameters(), stock.parameters(), strict=True):
+        assert torch.allclose(one.grad, other.grad, atol=3e-5, rtol=1e-4), name
+
+
+def test_a_shared_prompt_is_laid_out_once() -> None:
+    ids, _, layout, (before, targets) = inputs_of(group_row([(10, [3, 5, 4]), (6, [2])]))
+    assert len(ids) == 10 + (3 + 5 + 4) + 6 + 2
+    assert len(layout.again) == 2 * 10
+    assert before[:3].tolist() == [9, 10, 11]  # the first answer follows its prompt
+    assert before[3] == 9  # and so does the second
+    assert len(targets) == 3 + 5 + 4 + 2
 
 
 def test_gradient_checkpointing_changes_no_gradient() -> None:
@@ -102,13 +158,13 @@ def test_gradient_checkpointing_changes_no_gradient() -> None:
         model = build(NAME).train()
         if checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
-        Policy(model, 8)(*row, 1.0)[0].sum().backward()
+        Policy(model, 8)(*inputs_of(row), 1.0)[0].sum().backward()
         gradients.append([parameter.grad for parameter in model.parameters()])
     assert all(torch.equal(one, two) for one, two in zip(*gradients, strict=True))
 
 
 def test_entropy_as_a_metric_has_no_gradient() -> None:
-    logprobs, entropy = Policy(build(NAME), 8)(*row_of([9]), 1.0, "metric")
+    logprobs, entropy = Policy(build(NAME), 8)(*inputs_of(row_of([9])), 1.0, "metric")
     assert logprobs.requires_grad
     assert not entropy.requires_grad
 
@@ -116,7 +172,7 @@ def test_entropy_as_a_metric_has_no_gradient() -> None:
 def test_dropout_is_off() -> None:
     policy = Policy(build(NAME, attention_dropout=0.5), 8).train()
     row = row_of([20, 11])
-    assert torch.equal(policy(*row, 1.0)[0], policy(*row, 1.0)[0])
+    assert torch.equal(policy(*inputs_of(row), 1.0)[0], policy(*inputs_of(row), 1.0)[0])
 
 
 class Largest(TorchDispatchMode):
@@ -138,7 +194,7 @@ def largest_tensor(chunk: int) -> int:
     """Elements of the largest tensor of a forward and backward pass over 600 tokens."""
     policy = Policy(build(NAME, vocab_size=2000), chunk)
     with Largest() as largest:
-        policy(*row_of([20] * 30), 1.0, "metric")[0].sum().backward()
+        policy(*inputs_of(row_of([20] * 30)), 1.0, "metric")[0].sum().backward()
     return largest.elements
 
 
@@ -161,9 +217,9 @@ def test_sequences_of_one_call_differ_by_a_factor_of_two_at_most() -> None:
 def test_a_sliding_window_that_would_cut_is_refused() -> None:
     changes = dict(use_sliding_window=True, sliding_window=16, max_window_layers=0)
     policy = Policy(build(NAME, **changes), 8)
-    assert policy(*row_of([16, 9]), 1.0)[0].isfinite().all()
-    with pytest.raises(ValueError, match="17 tokens is longer than the model's sliding window of 16"):
-        policy(*row_of([17, 9]), 1.0)
+    assert policy(*inputs_of(row_of([16, 9])), 1.0)[0].isfinite().all()
+    with pytest.raises(ValueError, match="17 tokens is longer than the model's sliding window"):
+        policy(*inputs_of(row_of([17, 9])), 1.0)
 
 
 def test_a_head_that_does_more_than_a_product_is_refused() -> None:
@@ -174,8 +230,9 @@ def test_a_head_that_does_more_than_a_product_is_refused() -> None:
 
 
 def test_no_tokens_to_learn_from_gives_empty_logprobs() -> None:
-    ids, positions, mask, layout = row_of([4, 3])
-    found, _ = Policy(build(NAME), 8)(ids, positions, torch.zeros_like(mask), layout, 1.0)
+    ids, positions, mask, lengths = row_of([4, 3])
+    nothing = ids, positions, torch.zeros_like(mask), lengths
+    found, _ = Policy(build(NAME), 8)(*inputs_of(nothing), 1.0)
     assert found.shape == (0,)
     found.sum().backward()
 
@@ -183,8 +240,8 @@ def test_no_tokens_to_learn_from_gives_empty_logprobs() -> None:
 def test_bfloat16_stays_near_float32() -> None:
     row = row_of([30, 20, 25])
     model = build(NAME)
-    exact = Policy(model, 64)(*row, 1.0)[0].detach()
-    low = Policy(model.to(torch.bfloat16), 64)(*row, 1.0)[0].detach()
+    exact = Policy(model, 64)(*inputs_of(row), 1.0)[0].detach()
+    low = Policy(model.to(torch.bfloat16), 64)(*inputs_of(row), 1.0)[0].detach()
     assert low.dtype == torch.float32
     assert float((low - exact).abs().mean()) < 0.1
     assert np.isfinite(low.numpy()).all()

@@ -17,7 +17,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from posttrain.run_dir import RunDir
 from pretrain.tokenizer import train_tokenizer
 
-JOB = Path(__file__).with_name("resumable_job.py")
+JOB = Path(__file__).with_name("small_job.py")
 
 
 @pytest.fixture(scope="module")

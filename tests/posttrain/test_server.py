@@ -69,10 +69,11 @@ def test_threads_are_shared_between_servers_and_learner(monkeypatch, tmp_path):
 
 def test_the_guard_ends_the_whole_group_when_its_owner_is_killed(tmp_path):
     """The owner gets SIGKILL and so can do nothing; the grandchild ignores SIGTERM."""
+    script = str(Path(server_module.__file__).with_name("server_guard.py"))
     owner_code = textwrap.dedent(f"""
         import subprocess, sys, time
         guard = subprocess.Popen(
-            [sys.executable, "-I", "-S", {str(Path(server_module.__file__).with_name("server_guard.py"))!r},
+            [sys.executable, "-I", "-S", {script!r},
              "sh", "-c", "(trap '' TERM; sleep 60) & sleep 60"],
             stdin=subprocess.PIPE, start_new_session=True)
         print(guard.pid, flush=True)
@@ -123,7 +124,8 @@ def test_an_attached_server_without_the_routes_for_weights_is_bad_input(loop):
         async def answer(reader, writer):
             request = await reader.readuntil(b"\r\n\r\n")
             status = b"200 OK" if b"/health" in request else b"404 Not Found"
-            writer.write(b"HTTP/1.1 " + status + b"\r\nContent-Length: 0\r\n\r\n")
+            writer.write(b"HTTP/1.1 " + status + b"\r\nConnection: close\r\n\r\n")
+            writer.close()
 
         http = await asyncio.start_server(answer, "127.0.0.1", 0)
         try:

@@ -54,17 +54,21 @@ function shapes(chart, marks) {
 
 function layout(chart, marks, xrange) {
   const axis = { color: colour("dim"), gridcolor: colour("line"), zeroline: false, automargin: true, nticks: 6,
-    tickfont: { size: 11 }, fixedrange: true };
-  const y = { ...axis, tickformat: chart.form };
+    tickfont: { size: 11 }, fixedrange: true, exponentformat: "e" };
+  const ticks = chart.form.endsWith("%") ? "~%" : chart.form.startsWith(",") ? "," : undefined;
+  const y = { ...axis, tickformat: ticks };
   const area = chart.traces.some((trace) => trace.style === "area");
   if (chart.bottom !== undefined || area) y.rangemode = "tozero";
   if (chart.top !== undefined) { y.range = [0, chart.top]; }
+  const flat = chart.traces.every((trace) => trace.y.every((value) => !value));
+  if (flat) y.range = [0, chart.form.endsWith("%") ? 0.01 : 1];
   return {
     height: undefined, margin: { l: 44, r: 10, t: 8, b: 30 }, hovermode: "x unified",
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
     font: { family: getComputedStyle(document.body).fontFamily, color: colour("text"), size: 12 },
     hoverlabel: { bgcolor: colour("card"), bordercolor: colour("line"), font: { color: colour("text"), size: 12 } },
-    xaxis: { ...axis, range: xrange, gridcolor: "rgba(0,0,0,0)", tickformat: "d", hoverformat: "d" },
+    xaxis: { ...axis, range: xrange, gridcolor: "rgba(0,0,0,0)", tickformat: "d", hoverformat: "d",
+      dtick: xrange[1] - xrange[0] < 8 ? 1 : undefined },
     yaxis: y, shapes: shapes(chart, marks), barmode: "stack", bargap: 0.12,
     showlegend: chart.traces.length > 1 && !chart.nokey && !chart.traces.some((trace) => trace.name === "moving average"),
     legend: { orientation: "h", y: 1.0, yanchor: "bottom", x: 0, font: { size: 11, color: colour("dim") },

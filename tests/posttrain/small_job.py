@@ -1,0 +1,47 @@
+"""A small job that runs as a process of its own, so that tests can kill and interrupt it.
+
+    python small_job.py MODEL RUN_DIR [SETTINGS_JSON]     start, or go on where RUN_DIR holds a run
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import envs
+import posttrain
+
+DEFAULTS = {
+    "steps": 12,
+    "prompts_per_step": 3,
+    "group_size": 4,
+    "rollout": {"engine": "embedded", "max_tokens": 12, "dtype": "float32"},
+    "learner": {
+        "placement": "inline",
+        "dtype": "float32",
+        "learning_rate": 1e-3,
+        "warmup_steps": 2,
+        "threads": 1,
+    },
+    "evaluation": {"tasks": 5, "every": 4},
+    "checkpoint": {"every": 4},
+}
+
+
+def variety(completion: str) -> float:
+    """A reward that even a random model gets some of."""
+    return len(set(completion)) / 20
+
+
+if __name__ == "__main__":
+    model, run_dir = sys.argv[1], Path(sys.argv[2])
+    settings = DEFAULTS | json.loads(sys.argv[3] if len(sys.argv) > 3 else "{}")
+    rows = [{"prompt": f"what is {i} + 1 ?", "answer": str(i + 1)} for i in range(200)]
+    env = envs.from_tasks(rows, reward=variety)
+    try:
+        if (run_dir / "config.json").exists():
+            posttrain.resume(run_dir, env=env)
+        else:
+            posttrain.grpo(model=model, env=env, run_dir=run_dir, **settings)
+    except posttrain.RunError as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(1) from error

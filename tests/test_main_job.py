@@ -1,0 +1,204 @@
+"""The whole loop with the real vLLM and the real DeepSpeed, and what it survives."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
+
+from posttrain.checkpoint import list_checkpoints
+from posttrain.run_dir import RunDir
+from pretrain.tokenizer import train_tokenizer
+
+JOB = Path(__file__).parent / "posttrain" / "small_job.py"
+VLLM = {"engine": "vllm", "max_tokens": 12, "kv_cache_gib": 0.1}
+needs_vllm = pytest.mark.skipif(
+    subprocess.run([sys.executable, "-c", "import vllm"], capture_output=True).returncode != 0,
+    reason="vLLM is not installed",
+)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A random model that vLLM takes, with a tokenizer."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("model")
+    tokenizer = train_tokenizer(["what is 1 + 2 ? 3"] * 50, vocab_size=300)
+    config = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=32,
+        max_position_embeddings=128,
+        tie_word_embeddings=True,
+        initializer_range=0.15,
+    )
+    Qwen3ForCausalLM(config).save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+class Job:
+    """One run of small_job.py in its own process."""
+
+    def __init__(self, checkpoint, run_dir, settings=None):
+        self.run_dir, self.log = run_dir, run_dir.parent / f"{run_dir.name}.log"
+        command = [
+            sys.executable,
+            str(JOB),
+            str(checkpoint),
+            str(run_dir),
+            json.dumps(settings or {}),
+        ]
+        with self.log.open("a") as log:
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        self.family = set()
+
+    def wait(self, seconds=300):
+        code = self.process.wait(timeout=seconds)
+        for child in self.family:  # ended on every path, at the latest seconds after the run
+            try:
+                child.wait(timeout=20)
+            except psutil.TimeoutExpired:
+                pytest.fail(f"left behind: {child.cmdline()}")
+        return code
+
+    def until_step(self, n, seconds=240):
+        deadline = time.monotonic() + seconds
+        while self.steps() < n:
+            assert self.process.poll() is None, self.log.read_text()
+            assert time.monotonic() < deadline, f"step {n} not reached: {self.log.read_text()}"
+            time.sleep(0.02)
+        self.family |= set(psutil.Process(self.process.pid).children(recursive=True))
+
+    def records(self, kind):
+        return [r for r in RunDir(self.run_dir).read_metrics() if r["kind"] == kind]
+
+    def steps(self):
+        return len(self.records("step")) if (self.run_dir / "metrics.jsonl").exists() else 0
+
+    def find(self, *words):
+        """The pid of a descendant whose command line holds all words."""
+        for child in psutil.Process(self.process.pid).children(recursive=True):
+            line = " ".join(child.cmdline())
+            if all(word in line for word in words) and "server_guard" not in line:
+                return child.pid
+        raise AssertionError(f"no process with {words}")
+
+
+def _check_finished(job, steps, max_gap):
+    assert job.wait() == 0, job.log.read_text()
+    summary = json.loads((job.run_dir / "summary.json").read_text())
+    assert summary["steps"] == steps
+    assert summary["logprob_gap"] <= max_gap
+    assert [r["step"] for r in job.records("step")] == list(range(steps))
+    syncs = job.records("sync")
+    assert [s["version"] for s in syncs if not s["canary"]] == list(range(steps + 1))
+    assert summary["syncs_verified"] == steps + 1
+    run = RunDir.open(job.run_dir)
+    assert run.rollouts.sealed_steps() == list(range(steps))
+    ids = [r.rollout_id for s in range(steps) for g in run.load_step(s) for r in g.rollouts]
+    assert len(ids) == len(set(ids)) == steps * 12
+    assert (job.run_dir / "report.html").stat().st_size > 10_000
+    AutoModelForCausalLM.from_pretrained(job.run_dir / "model")
+    return summary
+
+
+@needs_vllm
+def test_two_ranks_zero_2_and_a_server_that_dies_on_the_way(checkpoint, tmp_path):
+    settings = {
+        "steps": 6,
+        "rollout": VLLM,
+        "learner": {"ranks": 2, "zero_stage": 2, "learning_rate": 1e-3},
+        "evaluation": {"tasks": 4},
+    }
+    job = Job(checkpoint, tmp_path / "run", settings)
+    job.until_step(2)
+    os.kill(job.find("vllm.entrypoints.openai.api_server", "--port"), signal.SIGKILL)
+    _check_finished(job, 6, max_gap=0.02)  # a random model is unsure of everything
+    assert "restart" in job.log.read_text()
+
+
+@needs_vllm
+def test_two_servers_two_ranks_zero_3_asynchronous(checkpoint, tmp_path):
+    settings = {
+        "steps": 3,
+        "max_lag": 1,
+        "rollout": VLLM | {"servers": 2},
+        "learner": {"ranks": 2, "zero_stage": 3, "learning_rate": 1e-3},
+        "evaluation": {"tasks": 0},
+    }
+    job = Job(checkpoint, tmp_path / "run", settings)
+    job.until_step(1)
+    assert len(list((job.run_dir / "logs").glob("server-*.log"))) == 2
+    _check_finished(job, 3, max_gap=0.02)  # a random model is unsure of everything
+    assert max(r["lag_max"] for r in job.records("step")) <= 1
+
+
+def test_ctrl_c_checkpoints_leaves_no_process_and_resumes(checkpoint, tmp_path):
+    settings = {
+        "steps": 30,
+        "learner": {"placement": "process", "learning_rate": 1e-3, "threads": 1},
+        "rollout": {"engine": "embedded", "max_tokens": 12},
+        "checkpoint": {"every": 1000},
+    }
+    job = Job(checkpoint, tmp_path / "run", settings)
+    job.until_step(2)
+    os.killpg(job.process.pid, signal.SIGINT)  # as a terminal does: the whole foreground group
+    assert job.wait(60) == 0
+    done = int(list_checkpoints(job.run_dir / "checkpoints")[-1].name.removeprefix("step-"))
+    assert 2 <= done < 30 and job.steps() == done
+    assert f"posttrain resume {job.run_dir}" in job.log.read_text()
+    assert not (job.run_dir / "summary.json").exists()
+    again = Job(checkpoint, job.run_dir)
+    assert again.wait() == 0, again.log.read_text()
+    assert [r["step"] for r in again.records("step")] == list(range(30))
+
+
+def test_a_dead_learner_rank_stops_the_run_with_a_hint(checkpoint, tmp_path):
+    settings = {
+        "steps": 200,
+        "learner": {"placement": "process", "learning_rate": 1e-3, "threads": 1},
+        "rollout": {"engine": "embedded", "max_tokens": 12},
+        "evaluation": {"tasks": 0},
+    }
+    job = Job(checkpoint, tmp_path / "run", settings)
+    job.until_step(2)
+    os.kill(job.find("posttrain.learner_rank"), signal.SIGKILL)
+    assert job.wait(60) == 1
+    assert f"posttrain resume {job.run_dir}" in job.log.read_text()
+
+
+def test_broken_rewards_stop_the_run_with_their_traceback(checkpoint, tmp_path):
+    import envs
+    import posttrain
+
+    def broken(completion):
+        raise ZeroDivisionError("the verifier fell over")
+
+    rows = [{"prompt": f"what is {i} ?"} for i in range(50)]
+    with pytest.raises(posttrain.RunError, match="the verifier fell over"):
+        posttrain.grpo(
+            model=checkpoint,
+            env=envs.from_tasks(rows, reward=broken),
+            steps=2,
+            prompts_per_step=2,
+            group_size=2,
+            rollout={"engine": "embedded", "max_tokens": 4},
+            learner={"placement": "inline", "dtype": "float32", "threads": 1},
+            evaluation={"tasks": 0},
+            run_dir=tmp_path / "run",
+            quiet=True,
+        )
+    groups = RunDir.open(tmp_path / "run").load_step(0)
+    assert {r.score.outcome for g in groups for r in g.rollouts} == {"error"}
