@@ -15,6 +15,7 @@ import rewards
 from envs import Environment
 from posttrain.checkpoint import checkpoint_step, list_checkpoints
 from posttrain.config import GrpoConfig, GrpoSettings, Settings, make_config
+from posttrain.evaluate import read_result
 from posttrain.execution import evaluate_model, execute
 from posttrain.job import model_folder
 from posttrain.preparation import prepare
@@ -125,8 +126,7 @@ class Run:
         """
         ended = [r for r in self.evaluations() if r["phase"] == "after"]
         if ended and not tasks and not samples and env is None:
-            fields = EvalResult.__dataclass_fields__
-            return EvalResult(**{k: v for k, v in ended[-1].items() if k in fields})
+            return read_result(ended[-1])
         config = RunDir.open(self.path).load_config()
         settings = config.evaluation.model_copy(
             update={

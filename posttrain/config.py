@@ -35,7 +35,7 @@ class GrpoSettings(Settings):
     group_size: Annotated[int, Field(ge=2)] = Field(8, description="completions per prompt")
     max_lag: Annotated[int, Field(ge=0)] = Field(
         0,
-        description="optimiser steps a rollout may be older than the weights it trains; 0 is synchronous",
+        description="steps a rollout may be older than the weights it trains; 0: synchronous",
     )
     max_turns: Count = Field(8, description="model turns in one episode")
     episode_timeout_s: Positive = Field(
@@ -142,7 +142,7 @@ class SyncSettings(Settings):
     )
     max_probe_gap: Positive = Field(
         0.05,
-        description="largest mean |engine - learner| log-prob gap, on the probe of a sync and on real completions",
+        description="largest mean |engine - learner| log-prob gap, of a sync and on real completions",
     )
     timeout_s: Positive = Field(120.0, description="deadline of one phase of a sync")
 

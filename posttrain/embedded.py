@@ -87,8 +87,8 @@ class EmbeddedEngine:
         gap = float(np.abs(probe - snapshot.probe_logprobs).mean())
         if not gap <= self._max_gap:
             raise RunError(
-                f"weight sync {snapshot.version} was refused: the mean log-prob gap on the probe is "
-                f"{gap:.4f}, the limit (sync.max_probe_gap) is {self._max_gap:g}"
+                f"weight sync {snapshot.version} was refused: the mean log-prob gap on the probe "
+                f"is {gap:.4f}, the limit (sync.max_probe_gap) is {self._max_gap:g}"
             )
         seconds = asyncio.get_running_loop().time() - started
         return SyncReport(version=snapshot.version, seconds=seconds, probe_gap=gap)

@@ -14,7 +14,8 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from envs import Task
 from posttrain.rollout import Player
@@ -67,6 +68,12 @@ def summarise(groups: Sequence[Group], samples: int) -> EvalResult:
         mean_length=sum(r.n_completion_tokens for r in rollouts) / len(rollouts),
         outcomes=dict(outcomes),
     )
+
+
+def read_result(record: Mapping[str, Any]) -> EvalResult:
+    """An evaluation as metrics.jsonl keeps it; JSON made strings of the keys of pass@k."""
+    known = {k: v for k, v in record.items() if k in EvalResult.__dataclass_fields__}
+    return EvalResult(**known | {"pass_at_k": {int(k): v for k, v in record["pass_at_k"].items()}})
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:

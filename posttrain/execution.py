@@ -13,13 +13,14 @@ import signal
 import threading
 import time
 from collections.abc import Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
 from posttrain.checkpoint import checkpoint_step, list_checkpoints, save_checkpoint
 from posttrain.console import Console
 from posttrain.engines import make_engine
-from posttrain.evaluate import evaluate
+from posttrain.evaluate import evaluate, read_result
 from posttrain.job import Job, model_folder, probe_ids
 from posttrain.learner_process import make_learner
 from posttrain.loop import train
@@ -85,7 +86,7 @@ def _write_report(run_dir: RunDir, console: Console) -> None:
     console.phase("writing the report")
     try:
         write_report(run_dir.path)
-    except Exception as error:  # shutdown: the run itself is safe on disk
+    except Exception as error:  # noqa: BLE001 - shutdown: the run itself is safe on disk
         console.event(f"no report: {error!r}; try again: posttrain report {run_dir.path}")
 
 
@@ -113,8 +114,7 @@ async def _train(job: Job) -> None:
 
 def _first_evaluation(run_dir: RunDir) -> EvalResult | None:
     found = [r for r in run_dir.read_metrics() if r["kind"] == "eval" and r["phase"] == "before"]
-    fields = EvalResult.__dataclass_fields__
-    return EvalResult(**{k: v for k, v in found[0].items() if k in fields}) if found else None
+    return read_result(found[0]) if found else None
 
 
 def _write_summary(
@@ -136,7 +136,7 @@ def _write_summary(
 
 @contextlib.contextmanager
 def _ctrl_c(stop: asyncio.Event, console: Console) -> Iterator[None]:
-    """First SIGINT or SIGTERM: finish the step. Second: cancel. Only possible in the main thread."""
+    """First SIGINT or SIGTERM: finish the step; second: cancel. Works in the main thread only."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -163,18 +163,5 @@ def run_async(work: Coroutine[Any, Any, T]) -> T:
         asyncio.get_running_loop()
     except RuntimeError:
         return asyncio.run(work)
-    result: list[T] = []
-    failure: list[BaseException] = []
-
-    def target() -> None:
-        try:
-            result.append(asyncio.run(work))
-        except BaseException as error:
-            failure.append(error)
-
-    thread = threading.Thread(target=target, name="posttrain")
-    thread.start()
-    thread.join()
-    if failure:
-        raise failure[0]
-    return result[0]
+    with ThreadPoolExecutor(1, thread_name_prefix="posttrain") as thread:
+        return thread.submit(asyncio.run, work).result()

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -40,8 +40,8 @@ async def train(job: Job, first_step: int, stop: asyncio.Event) -> int:
     await buffer.advance(first_step)
     skipped_in_a_row = 0
     async with _producers(job, buffer, first_step) as producers:
+        clock = _Clock()
         for step in range(first_step, settings.steps):
-            clock = _Clock()
             groups = await _take(buffer, step, producers, stop)
             if groups is None:
                 return step
@@ -58,10 +58,12 @@ async def train(job: Job, first_step: int, stop: asyncio.Event) -> int:
                 clock.lap("evaluation")
                 await buffer.advance(done)
             job.log(_record(step, groups, result, clock))
+            clock = _Clock()
             if done % job.config.checkpoint.every == 0 or done == settings.steps or stop.is_set():
                 await save_checkpoint(
                     job.run_dir.checkpoints, done, job.learner, job.config.checkpoint.keep
                 )
+                clock.lap("checkpoint")
             if skipped_in_a_row >= settings.max_skipped_steps:
                 raise RunError(f"{skipped_in_a_row} steps in a row were skipped: {result.reason}")
             if stop.is_set():
@@ -152,8 +154,8 @@ async def _take(
 ) -> list[Group] | None:
     """The step's rollouts; None when asked to stop first. A failed producer raises here."""
     wanted = asyncio.ensure_future(buffer.take(step))
-    stopped: Awaitable[Any] = asyncio.ensure_future(stop.wait())
-    pending = {wanted, producers, stopped}
+    stopped = asyncio.ensure_future(stop.wait())
+    pending: set[asyncio.Future[Any]] = {wanted, producers, stopped}
     try:
         while not wanted.done() and not stop.is_set():
             done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
@@ -175,7 +177,7 @@ def _raise_of(producers: asyncio.Future[Any]) -> None:
 
 
 class _Clock:
-    """Seconds between laps, by name."""
+    """Seconds between laps, by name, since the last record; a checkpoint counts to the next one."""
 
     def __init__(self) -> None:
         self.laps: dict[str, float] = {}

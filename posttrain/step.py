@@ -53,7 +53,7 @@ def refuse_invalid(step: int, groups: Sequence[Group], max_share: float) -> None
     if len(lost) > max_share * len(rollouts):
         raise RunError(
             f"step {step}: {len(lost)} of {len(rollouts)} samples could not be judged, more than "
-            f"grpo.max_invalid_share = {max_share:g} allows. The first, {lost[0].rollout_id}, says:\n"
+            f"grpo.max_invalid_share = {max_share:g} allows. The first is {lost[0].rollout_id}:\n"
             f"{lost[0].score.detail}"
         )
 

@@ -38,7 +38,7 @@ class TaskPlan:
         self._ahead = min(_CHECKED_AHEAD, config.grpo.steps * self._per_step)
 
     def check(self, held_out: Sequence[Task]) -> None:
-        """Measure the first prompts and the held-out ones. Raises UsageError naming the long ones."""
+        """Measure the first and the held-out prompts. Raises UsageError naming the long ones."""
         long = [task for task in held_out if self._too_long(task)]
         n, deadline = 0, time.monotonic() + _CHECK_S
         while not self._drop and n < self._ahead and time.monotonic() < deadline:
@@ -49,8 +49,8 @@ class TaskPlan:
             names = ", ".join(task.task_id for task in long[:3])
             raise UsageError(
                 f"{len(long)} of {n + len(held_out)} prompts fill the model's window of "
-                f"{self._room + 1} tokens and leave no room for an answer, the first: {names}. Shorten "
-                'them, raise rollout.max_model_len, or set grpo.on_long_prompt="drop"'
+                f"{self._room + 1} tokens and leave no room for an answer, the first: {names}. "
+                'Shorten them, raise rollout.max_model_len, or set grpo.on_long_prompt="drop"'
             )
         self._fill(min(self._ahead, self._per_step))
 

@@ -260,7 +260,7 @@ class Engine(Generate, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class SyncReport:
-    """What one weight sync did; ``probe_gap`` is the mean |engine - learner| log-prob difference."""
+    """What one weight sync did; ``probe_gap`` is the mean |engine - learner| of log-probs."""
 
     version: int
     seconds: float

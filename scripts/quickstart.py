@@ -1,8 +1,8 @@
 """The main job, end to end, on any machine: base checkpoint, SFT, GRPO, evaluation, report.
 
-A small model learns sums of several terms. Its SFT data answers in two styles, at once (mostly wrong)
-or after working the sum out (mostly right), and it starts out doing mostly the former. GRPO, which
-only ever sees whether the final answer is right, makes it think first.
+A small model learns sums of four to six terms. It knows two ways to answer: at once, mostly wrong,
+or after working the sum out, mostly right; fine-tuning leaves it doing the former. GRPO only ever
+sees whether the final answer is right, and finds out that thinking pays.
 
     python scripts/quickstart.py [seed]
 """
@@ -20,15 +20,15 @@ if __name__ == "__main__":
     started, seed = time.time(), int(sys.argv[1]) if len(sys.argv) > 1 else 0
     work = Path("runs") / time.strftime("quickstart-%Y%m%d-%H%M%S")
     base = pretrain.make_base(work / "base", seed=seed)
-    start = posttrain.sft(base, pretrain.sft_rows(seed=seed), work / "sft", seed=seed)
+    rows = pretrain.chat_rows(pretrain.CorpusSettings(thinking_share=0.2), 3200, seed=seed + 1)
+    start = posttrain.sft(base, rows, work / "sft", seed=seed)
 
     run = posttrain.grpo(
         model=start,
-        env=envs.load("reasoning_gym:chain_sum", min_terms=3, max_terms=4, max_digits=2, seed=seed),
+        env=envs.load("reasoning_gym:chain_sum", min_terms=4, max_terms=6, max_digits=1, seed=seed),
         steps=60,
         prompts_per_step=16,
-        group_size=8,
-        learner={"learning_rate": 1e-4, "warmup_steps": 5},
+        learner={"learning_rate": 1e-4},
         evaluation={"tasks": 500, "every": 20},
         run_dir=work / "grpo",
         seed=seed,

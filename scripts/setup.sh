@@ -82,7 +82,8 @@ install_system_parts() {
 
 # What the environment was made from; another value means: make it again.
 fingerprint() {
-    { pwd; "$1" -VV; cat pyproject.toml "$LOCK" scripts/setup.sh; } | sha256sum | cut -d' ' -f1
+    # Of pyproject.toml the part before the linters' settings.
+    { pwd; "$1" -VV; sed '/^\[tool\.ruff\]/,$d' pyproject.toml; cat "$LOCK" scripts/setup.sh; } | sha256sum | cut -d' ' -f1
 }
 
 # pip, quiet but for errors, at most thirty minutes, and never asking anything.
@@ -123,7 +124,7 @@ main() {
     fi
     install_system_parts
     python=$(find_python)
-    say "making .venv with $python (a few minutes, once)"
+    say "setting up .venv with $python (a few minutes the first time)"
     make_venv "$python"
     install_packages
     .venv/bin/python -m posttrain.doctor || fail "something above is broken; its line has the fix"

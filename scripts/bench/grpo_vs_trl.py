@@ -189,7 +189,7 @@ def _trl(model: str, steps: int, side: str) -> dict[str, Any]:
         completions: list[Any], answer: list[str], completion_ids: list[Any], **_: Any
     ) -> list[float]:
         lengths.append(sum(len(ids) for ids in completion_ids))
-        texts = [completion[0]["content"].split("</think>")[-1].strip() for completion in completions]
+        texts = [c[0]["content"].split("</think>")[-1].strip() for c in completions]
         return [float(text == gold) for text, gold in zip(texts, answer, strict=True)]
 
     class Clock(TrainerCallback):

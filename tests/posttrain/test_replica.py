@@ -48,7 +48,7 @@ def test_the_phases_of_a_sync_come_in_order_and_nothing_is_written_before_resume
 
     report = play(story, fake)
     assert (report.version, report.probe_gap, report.restarts) == (3, 0.0, 0)
-    assert [path for path in fake.seen if path != "/health"] == [
+    assert fake.seen[1:] == [  # the first is a sign of life
         "/pause?mode=keep",
         "/start_weight_update",
         "/update_weights",
@@ -65,7 +65,7 @@ def test_weights_sent_over_a_collective_are_only_resumed_and_verified(play):
         return await engine.sync(snapshot(3, path=None))
 
     assert play(story, fake).version == 3
-    assert fake.seen == ["/resume", "/inference/v1/generate"]
+    assert fake.seen[1:] == ["/resume", "/inference/v1/generate"]
 
 
 @pytest.mark.parametrize("phase", ["pause", "start", "update", "finish", "resume"])
