@@ -29,7 +29,7 @@ class EndReason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One problem. ``columns`` holds whatever else the data set knows; rewards receive it by name."""
+    """One problem. ``columns`` is whatever else the data set knows; rewards get it by name."""
 
     task_id: str
     messages: tuple[Message, ...]

@@ -142,7 +142,7 @@ class SyncSettings(Settings):
     )
     max_probe_gap: Positive = Field(
         0.05,
-        description="largest mean |engine - learner| log-prob gap, of a sync and on real completions",
+        description="largest mean |engine - learner| log-prob gap, of syncs and real rollouts",
     )
     timeout_s: Positive = Field(120.0, description="deadline of one phase of a sync")
 

@@ -37,6 +37,9 @@ class EmbeddedEngine:
     """``types.Engine`` on a transformers model in this process."""
 
     name = "embedded"
+    transport = "file"
+    urls: tuple[str, ...] = ()
+    restarts = 0
     replays = True
 
     def __init__(
@@ -85,10 +88,11 @@ class EmbeddedEngine:
             probe = await asyncio.to_thread(self._logprobs, snapshot.probe_ids, 1.0)
             self._version = snapshot.version
         gap = float(np.abs(probe - snapshot.probe_logprobs).mean())
-        if not gap <= self._max_gap:
+        limit = self._max_gap * snapshot.gap_allowance
+        if not gap <= limit:
             raise RunError(
                 f"weight sync {snapshot.version} was refused: the mean log-prob gap on the probe "
-                f"is {gap:.4f}, the limit (sync.max_probe_gap) is {self._max_gap:g}"
+                f"is {gap:.4f}, the limit (sync.max_probe_gap) is {limit:g}"
             )
         seconds = asyncio.get_running_loop().time() - started
         return SyncReport(version=snapshot.version, seconds=seconds, probe_gap=gap)

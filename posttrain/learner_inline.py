@@ -1,4 +1,4 @@
-"""The learner inside the user's own process: for notebooks, tests, and machines for one thing only."""
+"""The learner inside the user's own process: for notebooks, tests and small machines."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ from typing import Any
 
 from posttrain.buffer import RolloutBuffer
 from posttrain.checkpoint import save_checkpoint
-from posttrain.errors import RunError
+from posttrain.errors import RunError, first_error
 from posttrain.job import Job
 from posttrain.step import make_batch, step_record
 from posttrain.types import Group, StepResult
@@ -159,21 +159,12 @@ async def _take(
     try:
         while not wanted.done() and not stop.is_set():
             done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-            if producers in done:
-                _raise_of(producers)
+            if producers in done and (error := producers.exception()) is not None:
+                raise first_error(error)
         return wanted.result() if wanted.done() else None
     finally:
         wanted.cancel()
         stopped.cancel()
-
-
-def _raise_of(producers: asyncio.Future[Any]) -> None:
-    """The first real error of a group of tasks, not the group that wraps it."""
-    error = producers.exception()
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    if error is not None:
-        raise error
 
 
 class _Clock:

@@ -6,8 +6,8 @@ causality no real token can look at what stands to its right, so no mask is need
 kernel is used. The result is laid back end to end. Sequences of one call differ at most by a
 factor of two in length, so that padding never more than doubles the work.
 
-Sequences may share tokens: the answers of a group have one prompt, whose tokens then are laid out once
-and go through the linear layers once. Attention sees each sequence whole all the same; the
+Sequences may share tokens: the answers of a group have one prompt, whose tokens then are laid out
+once and go through the linear layers once. Attention sees each sequence whole all the same; the
 gradients of a shared token's key and value are added up.
 
 On CPU in bfloat16 the call is made in float32: measured here, SDPA's CPU kernel takes half the time

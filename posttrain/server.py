@@ -190,8 +190,11 @@ class VllmServer:
         try:
             await asyncio.to_thread(process.wait, _STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            await asyncio.to_thread(process.wait, _STOP_TIMEOUT_S)
+            """It hangs, and so perhaps does its guard: killed below."""
+        finally:  # also when the wait was cancelled, since nobody else knows the process any more
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait(_STOP_TIMEOUT_S)
         with contextlib.suppress(ProcessLookupError):  # the guard was killed, and alone
             os.killpg(process.pid, signal.SIGKILL)
 

@@ -1,4 +1,4 @@
-"""What one optimiser step says of itself: metric sums over rows and ranks, and where its time went."""
+"""What one optimiser step says of itself: metric sums over rows and ranks, and its time."""
 
 from __future__ import annotations
 

@@ -212,6 +212,7 @@ class Snapshot:
     path: Path | None  # file transport: a safetensors file; None when sent over a collective
     probe_ids: Ints  # [T]
     probe_logprobs: Floats  # [T-1], of probe_ids[1:], at temperature 1, under exactly these weights
+    gap_allowance: float = 1.0  # multiplies sync.max_probe_gap; the canary's weights are rough
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,7 +234,18 @@ class Engine(Generate, Protocol):
     """A Generate with a life cycle, and with weights that can be replaced."""
 
     name: str  # "vllm" | "embedded"
+    transport: str  # "file" | "nccl": how it takes weights
     replays: bool  # the same requests, issued in the same order, give the same tokens bit for bit
+
+    @property
+    def urls(self) -> Sequence[str]:
+        """Of its servers; none for an engine in this process."""
+        ...
+
+    @property
+    def restarts(self) -> int:
+        """Of its servers, since the engine was made."""
+        ...
 
     async def start(self) -> None: ...
 
@@ -281,12 +293,15 @@ class Learner(Protocol):
         """For each sequence, the log-probs of ``sequence[1:]``."""
         ...
 
+    async def attach(self, urls: Sequence[str]) -> None:
+        """Join the engine's servers for collective weight transfer; only for ``nccl``."""
+        ...
+
     async def publish(self, version: int, folder: Path, *, perturb: float = 0.0) -> Snapshot:
         """Write the weights for the engines to ``folder``, with the probe's log-probs.
 
         ``perturb`` > 0 publishes weights moved by seeded noise of that relative size instead, and
-        leaves the learner's own untouched: the start-up canary, which an engine that
-        leaves any tensor stale cannot pass.
+        leaves the learner's own untouched: the start-up canary (see ``posttrain.job``).
         """
         ...
 

@@ -58,11 +58,12 @@ async def verify(client: VllmClient, snapshot: Snapshot, rule: SyncRule, *, salt
         snapshot.probe_ids, temperature=1.0, salt=salt, timeout_s=rule.timeout_s
     )
     gap = float(np.abs(found - snapshot.probe_logprobs).mean())
-    if not gap <= rule.max_probe_gap:
+    limit = rule.max_probe_gap * snapshot.gap_allowance
+    if not gap <= limit:
         raise SyncRefused(
             f"weight sync {snapshot.version}, verify: on the probe the engine's log-probs differ "
             f"from the learner's by {gap:.4f} on average, the limit (sync.max_probe_gap) is "
-            f"{rule.max_probe_gap:g}"
+            f"{limit:g}"
         )
     return gap
 

@@ -59,7 +59,7 @@ class CorpusSettings:
 
     sources: tuple[Source, ...] = (CHAIN_SUM,)
     thinking_share: float = 0.7  # of the problems whose steps we know
-    chat_share: float = 1.0  # of the documents; a second form has to be learnt beside the first
+    chat_share: float = 1.0  # of the documents; the others are plain text
     held_out_percent: int = 10
 
     def __post_init__(self) -> None:
@@ -137,8 +137,8 @@ def _drawn(settings: CorpusSettings, count: int, seed: int) -> Iterator[tuple[Pr
 def documents(settings: CorpusSettings, count: int, seed: int = 0) -> Iterator[str]:
     """Text for pretraining: a question, a line break, an answer; or the same as a conversation.
 
-    Without conversations among them, fine-tuning would first have to teach tokens never seen
-    before, and at the rates that takes, the base forgets how to calculate.
+    A base that had seen no conversations lost much of its accuracy in 200 steps of fine-tuning, at
+    each of three rates: its thinking answers went from 96 % right to 52 % at best.
     """
     rng = random.Random(f"{seed}/form")
     for problem, answer in _drawn(settings, count, seed):

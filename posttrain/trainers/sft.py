@@ -6,8 +6,8 @@ is an error, because training on the questions too is not what was asked for.
 
 Everything a user can get wrong is checked before a model is loaded or a folder made.
 Left out of TRL on purpose: packing (without FlashAttention it becomes one long row whose attention
-costs its square); batches of similar lengths (where short and long answers are two styles, every
-batch is then all of one style, and the weights swing between them); evaluation; checkpoints.
+costs its square); batches of similar lengths (with short and long answers as two styles, a batch
+is mostly of one style; the one trial of it ended far below random ones); evaluation; checkpoints.
 """
 
 from __future__ import annotations

@@ -169,11 +169,39 @@ def _ours(model: str, steps: int, side: str) -> dict[str, Any]:
     return _summary(seconds, tokens, PROMPTS * GROUP) | {"parts_s": parts}
 
 
+def _trl_config(folder: str, steps: int, generation: str, dtype: str) -> Any:
+    from trl import GRPOConfig
+
+    return GRPOConfig(
+        output_dir=folder,
+        max_steps=steps,
+        per_device_train_batch_size=PROMPTS * GROUP,
+        num_generations=GROUP,
+        max_completion_length=MAX_TOKENS,
+        temperature=1.0,
+        learning_rate=LEARNING_RATE,
+        lr_scheduler_type="constant",
+        optim="adamw_torch",
+        beta=0.0,
+        loss_type="dapo",
+        epsilon_high=0.28,
+        shuffle_dataset=False,
+        bf16=dtype == "bf16",
+        gradient_checkpointing=False,
+        use_transformers_continuous_batching=generation == "continuous",
+        use_cpu=True,
+        report_to=[],
+        logging_steps=10**6,
+        save_strategy="no",
+        disable_tqdm=True,
+    )
+
+
 def _trl(model: str, steps: int, side: str) -> dict[str, Any]:
     import torch
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, TrainerCallback
-    from trl import GRPOConfig, GRPOTrainer
+    from trl import GRPOTrainer
 
     import envs
 
@@ -199,36 +227,13 @@ def _trl(model: str, steps: int, side: str) -> dict[str, Any]:
             self.ends.append(time.perf_counter())
 
     with tempfile.TemporaryDirectory() as folder:
-        config = GRPOConfig(
-            output_dir=folder,
-            max_steps=steps,
-            per_device_train_batch_size=PROMPTS * GROUP,
-            num_generations=GROUP,
-            max_completion_length=MAX_TOKENS,
-            temperature=1.0,
-            learning_rate=LEARNING_RATE,
-            lr_scheduler_type="constant",
-            optim="adamw_torch",
-            beta=0.0,
-            loss_type="dapo",
-            epsilon_high=0.28,
-            shuffle_dataset=False,
-            bf16=dtype == "bf16",
-            gradient_checkpointing=False,
-            use_transformers_continuous_batching=generation == "continuous",
-            use_cpu=True,
-            report_to=[],
-            logging_steps=10**6,
-            save_strategy="no",
-            disable_tqdm=True,
-        )
         clock = Clock()
         trainer = GRPOTrainer(
             model=AutoModelForCausalLM.from_pretrained(
                 model, dtype=torch.bfloat16 if dtype == "bf16" else torch.float32
             ),
             reward_funcs=reward,
-            args=config,
+            args=_trl_config(folder, steps, generation, dtype),
             train_dataset=data,
             callbacks=[clock],
         )

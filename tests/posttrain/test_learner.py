@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -348,7 +351,6 @@ def descendants(pid: int) -> set[int]:
     return found
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("stage", [2, 3])
 def test_two_ranks_update_as_one_does(checkpoint: Path, tmp_path: Path, stage: int) -> None:
     alone, results = trained(settings(checkpoint), tmp_path / "one")
@@ -362,7 +364,6 @@ def test_two_ranks_update_as_one_does(checkpoint: Path, tmp_path: Path, stage: i
         assert off.float().mean() < 0.01, name
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stage", "dtype"), [(0, "float32"), (0, "bfloat16"), (2, "bfloat16"), (3, "float32")]
 )
@@ -471,6 +472,35 @@ def test_a_stranger_is_not_a_rank(checkpoint: Path, tmp_path: Path) -> None:
 
     assert asyncio.run(main()) == [b"", b""]
     assert learner._joined.empty()
+
+
+def test_a_rank_started_by_hand_can_join(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on another machine: nothing is started here, and the rank knows address and token."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    monkeypatch.setenv("POSTTRAIN_LEARNER_LISTEN", address)
+    monkeypatch.setenv("POSTTRAIN_LEARNER_TOKEN", "between us")
+
+    async def main() -> StepResult:
+        learner = make_learner(process(checkpoint), PROBE, tmp_path)
+        starting = asyncio.ensure_future(learner.start())
+        await asyncio.sleep(0.2)  # a rank does not wait for an orchestrator to listen
+        by_hand = subprocess.Popen(
+            [sys.executable, "-m", "posttrain.learner_rank", "--connect", address]
+        )
+        try:
+            await starting
+            result = await learner.train(make_batch(0))
+            await learner.close()
+            assert by_hand.wait(10) == 0
+            return result
+        finally:
+            by_hand.kill()
+
+    assert not asyncio.run(main()).skipped
 
 
 def command_line(pid: int) -> bytes:

@@ -116,7 +116,26 @@ def test_a_server_that_is_slow_to_come_up_is_ended_at_the_deadline(vllm_checkpoi
 
     with pytest.raises(RunError, match=r"not ready in 1 s \(rollout\.startup_timeout_s\)"):
         loop(start())
-    assert members(started[0]) == []
+    assert wait_until(lambda: members(started[0]) == [], seconds=5)
+
+
+def test_a_stopped_server_is_gone_even_when_ending_it_is_cancelled(vllm_checkpoint, loop, tmp_path):
+    pytest.importorskip("vllm")
+    server = VllmServer(ServerSpec(model=str(vllm_checkpoint), log_path=tmp_path / "server.log"))
+
+    async def cancel_the_end():
+        starting = asyncio.create_task(server.start())
+        await asyncio.sleep(0.5)
+        group = server.pid
+        os.killpg(group, signal.SIGSTOP)  # the guard too: it can't do its work
+        ending = asyncio.create_task(server.stop())
+        await asyncio.sleep(0.1)
+        ending.cancel()
+        await asyncio.gather(starting, ending, return_exceptions=True)
+        return group
+
+    group = loop(cancel_the_end())
+    assert wait_until(lambda: members(group) == [], seconds=5)
 
 
 def test_an_attached_server_without_the_routes_for_weights_is_bad_input(loop):
@@ -229,4 +248,4 @@ def test_two_servers_share_the_requests_and_leave_nothing_behind(
     for request, completion in zip(requests, completions, strict=True):
         assert learner.gap(request, completion).mean < 0.03
     assert sorted(path.name for path in tmp_path.iterdir()) == ["server-0.log", "server-1.log"]
-    assert [members(group) for group in groups] == [[], []]
+    assert wait_until(lambda: [members(group) for group in groups] == [[], []], seconds=5)
