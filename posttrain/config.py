@@ -122,7 +122,7 @@ class LearnerSettings(Settings):
     )
     weight_decay: Annotated[float, Field(ge=0.0)] = Field(0.0, description="of AdamW")
     max_grad_norm: Positive = Field(1.0, description="gradients are clipped to this global norm")
-    tokens_per_row: Count = Field(2048, description="packed tokens in one forward pass, per rank")
+    tokens_per_row: Count = Field(4096, description="packed tokens in one forward pass, per rank")
     logprob_chunk: Count = Field(1024, description="tokens whose logits exist at once")
     gradient_checkpointing: bool = Field(
         False, description="recompute activations in the backward pass"
