@@ -1,5 +1,6 @@
 """The whole loop with the real vLLM and the real DeepSpeed, and what it survives."""
 
+import importlib.util
 import json
 import os
 import signal
@@ -10,42 +11,16 @@ from pathlib import Path
 
 import psutil
 import pytest
-import torch
-from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoModelForCausalLM
 
 from posttrain.checkpoint import list_checkpoints
 from posttrain.run_dir import RunDir
-from pretrain.tokenizer import train_tokenizer
 
 JOB = Path(__file__).parent / "posttrain" / "small_job.py"
 VLLM = {"engine": "vllm", "max_tokens": 12, "kv_cache_gib": 0.1}
 needs_vllm = pytest.mark.skipif(
-    subprocess.run([sys.executable, "-c", "import vllm"], capture_output=True).returncode != 0,
-    reason="vLLM is not installed",
+    importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"
 )
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    """A random model that vLLM takes, with a tokenizer."""
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("model")
-    tokenizer = train_tokenizer(["what is 1 + 2 ? 3"] * 50, vocab_size=300)
-    config = Qwen3Config(
-        vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=32,
-        max_position_embeddings=128,
-        tie_word_embeddings=True,
-        initializer_range=0.15,
-    )
-    Qwen3ForCausalLM(config).save_pretrained(path)
-    tokenizer.save_pretrained(path)
-    return path
 
 
 class Job:

@@ -1,6 +1,6 @@
 """A small job that runs as a process of its own, so that tests can kill and interrupt it.
 
-    python small_job.py MODEL RUN_DIR [SETTINGS_JSON]     start, or go on where RUN_DIR holds a run
+python small_job.py MODEL RUN_DIR [SETTINGS_JSON]     start, or go on where RUN_DIR holds a run
 """
 
 import json

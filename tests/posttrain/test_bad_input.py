@@ -4,35 +4,12 @@ import json
 import socket
 
 import pytest
-import torch
-from transformers import Qwen3Config, Qwen3ForCausalLM
 
 import envs
 import posttrain
 import rewards
 from posttrain.cli import main
 from posttrain.errors import UsageError
-from pretrain.tokenizer import train_tokenizer
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("model")
-    tokenizer = train_tokenizer(["what is 1 + 2 ? 3"] * 50, vocab_size=300)
-    config = Qwen3Config(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=16,
-        max_position_embeddings=64,
-    )
-    Qwen3ForCausalLM(config).save_pretrained(path)
-    tokenizer.save_pretrained(path)
-    return path
 
 
 @pytest.fixture

@@ -58,6 +58,15 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+_others: set[int] = set()  # processes of other tests
+
+
+@pytest.fixture(autouse=True)
+def _know_the_others() -> None:
+    _others.clear()
+    _others.update(descendants(os.getpid()))
+
+
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
     """Sums are in one order only when all learners of a comparison use as many threads."""
@@ -343,6 +352,11 @@ def process(checkpoint: Path, **learner) -> GrpoConfig:
     return settings(checkpoint, placement="process", **learner)
 
 
+def started_here() -> set[int]:
+    """Descendants that this test started; other tests' servers live on beside them."""
+    return descendants(os.getpid()) - _others
+
+
 def descendants(pid: int) -> set[int]:
     found = set()
     for task in Path(f"/proc/{pid}/task").iterdir():
@@ -401,7 +415,7 @@ def test_a_rank_that_dies_ends_the_run_with_a_hint(checkpoint: Path, tmp_path: P
     started: set[int] = set()
 
     async def work(learner):
-        started.update(descendants(os.getpid()))
+        started.update(started_here())
         (pid,) = [
             p for p in started if b"--connect" in command_line(p) and b"-I" not in command_line(p)
         ]
@@ -430,7 +444,7 @@ def test_a_deadline_ends_the_ranks(checkpoint: Path, tmp_path: Path) -> None:
     started: set[int] = set()
 
     async def work(learner):
-        started.update(descendants(os.getpid()))
+        started.update(started_here())
         for pid in started:
             if b"-I" not in command_line(pid):
                 os.kill(pid, signal.SIGSTOP)
@@ -445,7 +459,7 @@ def test_close_leaves_no_process_and_no_batch_file(checkpoint: Path, tmp_path: P
     started: set[int] = set()
 
     async def work(learner):
-        started.update(descendants(os.getpid()))
+        started.update(started_here())
         await learner.train(make_batch(0))
         assert os.getpgid(min(started)) != os.getpgid(0)  # Ctrl-C in the terminal stays here
 
