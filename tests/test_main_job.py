@@ -71,15 +71,18 @@ class Job:
         raise AssertionError(f"no process with {words}")
 
 
-def _check_finished(job, steps, max_gap):
+def _check_finished(job, steps, lag=0):
     assert job.wait() == 0, job.log.read_text()
     summary = json.loads((job.run_dir / "summary.json").read_text())
     assert summary["steps"] == steps
-    assert summary["logprob_gap"] <= max_gap
+    assert summary["logprob_gap"] <= 0.02  # a random model is unsure of everything
     assert [r["step"] for r in job.records("step")] == list(range(steps))
     syncs = job.records("sync")
-    assert [s["version"] for s in syncs if not s["canary"]] == list(range(steps + 1))
-    assert summary["syncs_verified"] == steps + 1
+    versions = [s["version"] for s in syncs if not s["canary"]]
+    # one step ahead, the engine may have written all it has to before the last weights come
+    assert versions == sorted(set(versions)) and {0, steps} <= set(versions)
+    assert lag or versions == list(range(steps + 1))
+    assert summary["syncs_verified"] == len(versions)
     run = RunDir.open(job.run_dir)
     assert run.rollouts.sealed_steps() == list(range(steps))
     ids = [r.rollout_id for s in range(steps) for g in run.load_step(s) for r in g.rollouts]
@@ -100,7 +103,7 @@ def test_two_ranks_zero_2_and_a_server_that_dies_on_the_way(checkpoint, tmp_path
     job = Job(checkpoint, tmp_path / "run", settings)
     job.until_step(2)
     os.kill(job.find("vllm.entrypoints.openai.api_server", "--port"), signal.SIGKILL)
-    _check_finished(job, 6, max_gap=0.02)  # a random model is unsure of everything
+    _check_finished(job, 6)
     assert "restart" in job.log.read_text()
 
 
@@ -116,7 +119,7 @@ def test_two_servers_two_ranks_zero_3_asynchronous(checkpoint, tmp_path):
     job = Job(checkpoint, tmp_path / "run", settings)
     job.until_step(1)
     assert len(list((job.run_dir / "logs").glob("server-*.log"))) == 2
-    _check_finished(job, 3, max_gap=0.02)  # a random model is unsure of everything
+    _check_finished(job, 3, lag=1)
     assert max(r["lag_max"] for r in job.records("step")) <= 1
 
 
