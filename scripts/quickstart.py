@@ -1,10 +1,8 @@
-"""The main job, end to end, on any machine: base checkpoint, SFT, GRPO, evaluation, report.
+"""The main job, end to end: base checkpoint, SFT, GRPO, evaluation, report. Argument: a seed.
 
 A small model learns sums of four to six terms. It knows two ways to answer: at once, mostly wrong,
 or after working the sum out, mostly right; fine-tuning leaves it doing the former. GRPO only ever
 sees whether the final answer is right, and finds out that thinking pays.
-
-    python scripts/quickstart.py [seed]
 """
 
 import json
@@ -33,5 +31,8 @@ if __name__ == "__main__":
         run_dir=work / "grpo",
         seed=seed,
     )
+    latest = Path("runs/quickstart")  # where scripts/configs/quickstart.toml looks
+    latest.unlink(missing_ok=True)
+    latest.symlink_to(work.name)
     print(f"report: {run.path / 'report.html'}", file=sys.stderr)
     print(json.dumps(run.summary | {"wall_s": round(time.time() - started, 1)}))
