@@ -168,7 +168,7 @@ def _ours(model: str, steps: int, side: str) -> dict[str, Any]:
     ends = [r["time"] for r in every[SKIP - 1 :]]
     seconds = [later - earlier for earlier, later in zip(ends[:-1], ends[1:], strict=True)]
     parts = {
-        name: round(statistics.median(r[f"time_{name}_s"] for r in records), 3)
+        name: round(statistics.median(r.get(f"time_{name}_s", 0.0) for r in records), 3)
         for name in ("generation", "wait", "train", "sync", "total")
     }
     tokens = [r["completion_tokens"] for r in records]
