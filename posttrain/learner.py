@@ -172,7 +172,8 @@ class RankLearner:
             tensors = RowTensors(everything_row(members), self._device, share_prompts=False)
             with torch.no_grad():
                 row, _ = self._engine(*tensors.inputs, temperature)
-            found += np.split(row.cpu().numpy(), np.cumsum([len(ids) - 1 for ids in members])[:-1])
+            real = row[: tensors.n_targets].cpu().numpy()
+            found += np.split(real, np.cumsum([len(ids) - 1 for ids in members])[:-1])
         return found
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:

@@ -48,16 +48,6 @@ _LONGEST_LINE = 2**30  # bytes of one message
 _TAIL_LINES = 25
 
 
-# No two steps have the same shapes. By default oneDNN keeps a compiled kernel for each of 1,024 of
-# them, and glibc's heap fills with holes: on steps like the quickstart's a rank grew from 0.7 to
-# 2.0 GB in 135 steps. With these it grows less, at the same speed: 1.3 GB at step 60, 1.6 at 180.
-_BOUNDED_MEMORY = {
-    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64",
-    "MALLOC_MMAP_THRESHOLD_": str(4 * 2**20),
-    "MALLOC_TRIM_THRESHOLD_": str(128 * 2**20),
-}
-
-
 def make_learner(config: GrpoConfig, probe_ids: Ints, run_dir: Path) -> Learner:
     """The learner of a run; nothing is started yet. Raises UsageError without DeepSpeed."""
     if importlib.util.find_spec("deepspeed") is None:
@@ -274,19 +264,13 @@ class ProcessLearner:
         """The ranks' environment: their token, their threads, and where to find this package."""
         root = str(Path(__file__).resolve().parent.parent)
         inherited = {k: v for k, v in os.environ.items() if k not in _RANK_VARIABLES}
-        return (
-            _BOUNDED_MEMORY
-            | inherited
-            | {
-                TOKEN: self._token,
-                "OMP_NUM_THREADS": str(threads_per_rank(self._config)),
-                # A thread that waits for work sleeps: the engine shares these cores.
-                "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
-                "PYTHONPATH": os.pathsep.join(
-                    filter(None, [root, os.environ.get("PYTHONPATH", "")])
-                ),
-            }
-        )
+        return inherited | {
+            TOKEN: self._token,
+            "OMP_NUM_THREADS": str(threads_per_rank(self._config)),
+            # A thread that waits for work sleeps: the engine shares these cores.
+            "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
+            "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")])),
+        }
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         line = await reader.readline()

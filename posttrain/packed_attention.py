@@ -31,10 +31,10 @@ NAME = "posttrain_packed"
 class Layout:
     """Where each packed token sits in the padded calls.
 
-    ``calls`` holds (sequences, longest) of each call. ``padded`` [P] names the packed token that
-    fills each padded slot (a sequence's last token where it is padding); ``packed`` [T] is one slot
-    of each packed token; P = sum of sequences x longest. ``again`` [A] lists the other slots of
-    tokens that several sequences share.
+    ``calls`` holds (sequences, longest) of each call, both rounded up by ``repeated_size``.
+    ``padded`` [P] names the packed token that fills each padded slot (where it is padding, some
+    token); ``packed`` [T] is one slot of each packed token; P = sum of sequences x longest.
+    ``again`` [A] lists the other slots of tokens that several sequences share.
     """
 
     calls: tuple[tuple[int, int], ...]
@@ -61,15 +61,16 @@ class Layout:
         calls, padded, slots = [], [], torch.empty(int(sizes.sum()), dtype=torch.int64)
         offset = 0
         for members in _alike(sizes.tolist()):
-            n, longest = len(members), int(sizes[members].max())
+            n, rows = len(members), repeated_size(len(members))
+            longest = repeated_size(int(sizes[members].max()))
             column = torch.arange(longest)
             inside = column < sizes[members, None]
             token = starts[members, None] + torch.minimum(column, sizes[members, None] - 1)
             slot = offset + torch.arange(n * longest).view(n, longest)
             slots[token[inside]] = slot[inside]
-            padded.append(token.flatten())
-            calls.append((n, longest))
-            offset += n * longest
+            padded += [token.flatten(), token.new_zeros((rows - n) * longest)]
+            calls.append((rows, longest))
+            offset += rows * longest
         ends = F.pad(torch.cumsum(sizes, 0), (1, 0)).to(torch.int32)
         filled, packed, again = torch.cat(padded), slots, slots[:0]
         if shared is not None:
@@ -84,6 +85,16 @@ class Layout:
             int(sizes.max()),
             ends.to(device),
         )
+
+
+def repeated_size(n: int) -> int:
+    """``n`` or slightly more: eight sizes per power of two, so that shapes come again.
+
+    At most one seventh is added (from 8 on). Nothing that is computed of the real tokens changes;
+    what changes is that memory and compiled kernels of earlier steps fit later ones.
+    """
+    step = 1 << max(0, n.bit_length() - 4)
+    return -(-n // step) * step
 
 
 def _alike(lengths: list[int]) -> list[list[int]]:

@@ -13,50 +13,56 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
-from posttrain.packed_attention import Layout
+from posttrain.packed_attention import Layout, repeated_size
 from posttrain.types import Ints, PackedRow
 
 
 class RowTensors:
     """``inputs`` of ``Policy.forward``; ``targets``: old log-probs, advantages and mask, each [N].
 
-    An empty row becomes one that computes and teaches nothing: under ZeRO-3 each forward pass is a
-    collective, in which a rank without samples must take part.
+    Tokens and targets are filled up to a repeated size, with sequences of token 0 that nobody
+    attends to and targets outside the mask, so that every row of a run has one of a few shapes:
+    with ever new ones a process grows (docs/log.md). ``n_targets`` counts the real ones, which
+    come first. A row without samples becomes one of filling alone: under ZeRO-3 each forward pass
+    is a collective, in which a rank without samples must take part.
     """
 
     def __init__(self, row: PackedRow, device: torch.device, *, share_prompts: bool) -> None:
-        empty = len(row.token_ids) == 0
-        row = _EMPTY if empty else row
         shared = _shared_tokens(row) if share_prompts else np.arange(len(row.token_ids))
         kept = np.unique(shared, return_index=True)[1]
         learnt = np.flatnonzero(row.loss_mask)
+        self.n_targets = len(learnt)
+        unused = max(_SMALLEST, repeated_size(len(kept))) - len(kept)
+        n_masked = max(_SMALLEST, repeated_size(len(learnt))) - len(learnt)
+        fill_lengths = _cut(unused, max([_SMALLEST, *row.lengths.tolist()]))
+        fill_positions = [np.arange(length) for length in fill_lengths]
+        several = len(kept) < len(shared)
+        shared = np.append(shared, np.arange(len(kept), len(kept) + unused))
 
-        def tensor(array: np.ndarray) -> torch.Tensor:
-            return torch.from_numpy(np.ascontiguousarray(array)).to(device)
+        def tensor(array: np.ndarray, fill: int = 0) -> torch.Tensor:
+            return torch.from_numpy(np.pad(array, (0, fill))).to(device)
 
-        lengths = row.lengths.tolist()
-        several = torch.from_numpy(shared) if len(kept) < len(shared) else None
+        lengths = [*row.lengths.tolist(), *fill_lengths]
         self.inputs = (
-            tensor(row.token_ids[kept]),
-            tensor(row.position_ids[kept]),
-            Layout.of(lengths, device, shared=several),
-            (tensor(shared[learnt - 1]), tensor(row.token_ids[learnt])),
+            tensor(row.token_ids[kept], unused),
+            tensor(np.concatenate([row.position_ids[kept], *fill_positions])),
+            Layout.of(lengths, device, shared=torch.from_numpy(shared) if several else None),
+            (tensor(shared[learnt - 1], n_masked), tensor(row.token_ids[learnt], n_masked)),
         )
         self.targets = (
-            tensor(row.logprobs[learnt]),
-            tensor(row.advantages[learnt]),
-            torch.full((len(learnt),), not empty, device=device),
+            tensor(row.logprobs[learnt], n_masked),
+            tensor(row.advantages[learnt], n_masked),
+            tensor(np.ones(len(learnt), np.bool_), n_masked),
         )
 
 
-_EMPTY = PackedRow(
-    token_ids=np.array([0, 0]),
-    position_ids=np.array([0, 1]),
-    loss_mask=np.array([False, True]),
-    logprobs=np.zeros(2, np.float32),
-    advantages=np.zeros(2, np.float32),
-    lengths=np.array([2]),
-)
+_SMALLEST = 16  # tokens and targets of a row, at least
+
+
+def _cut(total: int, longest: int) -> list[int]:
+    """``total`` tokens as sequences of at most ``longest``."""
+    whole, rest = divmod(total, longest)
+    return [longest] * whole + [rest] * (rest > 0)
 
 
 def _shared_tokens(row: PackedRow) -> Ints:

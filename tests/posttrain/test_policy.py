@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from posttrain.errors import UsageError
-from posttrain.packed_attention import NAME, Layout, register
+from posttrain.packed_attention import NAME, Layout, register, repeated_size
 from posttrain.policy import Policy
 from posttrain.row_tensors import RowTensors
 from posttrain.types import PackedRow
@@ -48,12 +48,23 @@ def row_of(lengths: list[int], seed: int = 0):
     return ids, positions, mask, lengths
 
 
-def inputs_of(row, share_prompts: bool = True):
-    """As the learner lays it out."""
+def laid_out(row, share_prompts: bool = True) -> RowTensors:
+    """As the learner does it."""
     ids, positions, mask, lengths = row
     zeros = np.zeros(len(ids), np.float32)
     arrays = (ids.numpy(), positions.numpy(), mask.numpy(), zeros, zeros, np.array(lengths))
-    return RowTensors(PackedRow(*arrays), torch.device("cpu"), share_prompts=share_prompts).inputs
+    return RowTensors(PackedRow(*arrays), torch.device("cpu"), share_prompts=share_prompts)
+
+
+def inputs_of(row, share_prompts: bool = True):
+    return laid_out(row, share_prompts).inputs
+
+
+def answers(policy: Policy, row, temperature: float, mode="metric", share_prompts: bool = True):
+    """Log-probs and entropies of the row's own targets, without the filling."""
+    tensors = laid_out(row, share_prompts)
+    logprobs, entropies = policy(*tensors.inputs, temperature, mode)
+    return logprobs[: tensors.n_targets], entropies[: tensors.n_targets]
 
 
 def unpacked(model, temperature: float, row):
@@ -79,7 +90,7 @@ def unpacked(model, temperature: float, row):
 def test_packing_and_chunking_change_no_logprob(lengths, temperature, chunk, family) -> None:
     row = row_of(lengths)
     with torch.no_grad():
-        found, entropy = Policy(build(NAME, family), chunk)(*inputs_of(row), temperature, "metric")
+        found, entropy = answers(Policy(build(NAME, family), chunk), row, temperature)
         expected, entropy_expected = unpacked(build("sdpa", family), temperature, row)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(entropy, entropy_expected, atol=1e-5, rtol=1e-5)
@@ -99,7 +110,7 @@ def test_packing_and_chunking_change_no_gradient(mode, chunk: int, tied: bool) -
         bonus = (entropy * weights.flip(0)).sum() if mode == "loss" else 0.0
         return (logprobs * weights).sum() + bonus
 
-    loss(*Policy(packed, chunk)(*inputs_of(row), 0.8, mode)).backward()
+    loss(*answers(Policy(packed, chunk), row, 0.8, mode)).backward()
     loss(*unpacked(stock, 0.8, row)).backward()
     for (name, one), other in zip(packed.named_parameters(), stock.parameters(), strict=True):
         assert torch.allclose(one.grad, other.grad, atol=2e-5, rtol=1e-4), name
@@ -132,7 +143,7 @@ def test_laying_out_a_shared_prompt_once_changes_nothing(groups) -> None:
     if not row[2].any():
         return
     packed, stock = build(NAME), build("sdpa")
-    found, _ = Policy(packed, 16)(*inputs_of(row), 1.0)
+    found, _ = answers(Policy(packed, 16), row, 1.0)
     expected, _ = unpacked(stock, 1.0, row)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
     weights = torch.linspace(-1, 1, len(found))
@@ -143,12 +154,36 @@ def test_laying_out_a_shared_prompt_once_changes_nothing(groups) -> None:
 
 
 def test_a_shared_prompt_is_laid_out_once() -> None:
-    ids, _, layout, (before, targets) = inputs_of(group_row([(10, [3, 5, 4]), (6, [2])]))
-    assert len(ids) == 10 + (3 + 5 + 4) + 6 + 2
+    tensors = laid_out(group_row([(10, [3, 5, 4]), (6, [2])]))
+    ids, _, layout, (before, targets) = tensors.inputs
+    assert 10 + (3 + 5 + 4) + 6 + 2 == 30
+    assert len(ids) == len(layout.packed) == 30  # nothing to fill: 30 is a repeated size
     assert len(layout.again) == 2 * 10
     assert before[:3].tolist() == [9, 10, 11]  # the first answer follows its prompt
     assert before[3] == 9  # and so does the second
-    assert len(targets) == 3 + 5 + 4 + 2
+    assert tensors.n_targets == 3 + 5 + 4 + 2
+    assert len(targets) == 16  # the fewest
+    assert [int(part.sum()) for part in tensors.targets] == [0, 0, 14]  # filled outside the mask
+
+
+def test_rows_of_a_run_have_few_shapes() -> None:
+    rng = np.random.default_rng(0)
+    shapes = []
+    for _ in range(100):
+        lengths_G_P = rng.integers(3, 45, size=(8, 8)).tolist()
+        ids, _, layout, (_, targets) = inputs_of(
+            group_row([(28, answers) for answers in lengths_G_P])
+        )
+        shapes.append((len(ids), len(targets), layout.calls[0]))
+    assert max(len(set(column)) for column in zip(*shapes, strict=True)) <= 10
+
+
+def test_repeated_sizes_are_eight_per_power_of_two() -> None:
+    assert [repeated_size(n) for n in (0, 1, 7, 15, 16, 17, 31, 33)] == [
+        0, 1, 7, 15, 16, 18, 32, 36,
+    ]  # fmt: skip
+    assert len({repeated_size(n) for n in range(1025, 2049)}) == 8
+    assert all(0 <= repeated_size(n) - n <= n / 8 for n in range(3000))
 
 
 def test_gradient_checkpointing_changes_no_gradient() -> None:
@@ -203,13 +238,13 @@ def test_the_logits_of_all_tokens_never_exist_at_once() -> None:
     wanted = int(mask.sum())
     assert wanted > 300
     assert largest_tensor(chunk=16) == 2000 * 32  # the weight itself; 16 x 2000 logits are less
-    assert largest_tensor(chunk=10_000) == wanted * 2000
+    assert largest_tensor(chunk=10_000) == repeated_size(wanted) * 2000
 
 
 def test_sequences_of_one_call_differ_by_a_factor_of_two_at_most() -> None:
     layout = Layout.of([3, 50, 4, 100, 7, 64])
-    assert layout.calls == ((3, 100), (2, 7), (1, 3))
-    assert layout.padded.numel() == 300 + 14 + 3
+    assert layout.calls == ((3, 104), (2, 7), (1, 3))  # 104: eight sizes from 64 to 128
+    assert layout.padded.numel() == 312 + 14 + 3
     assert layout.padded[layout.packed].tolist() == list(range(228))
     assert layout.cu_seqlens.tolist() == [0, 3, 53, 57, 157, 164, 228]
 
@@ -232,7 +267,7 @@ def test_a_head_that_does_more_than_a_product_is_refused() -> None:
 def test_no_tokens_to_learn_from_gives_empty_logprobs() -> None:
     ids, positions, mask, lengths = row_of([4, 3])
     nothing = ids, positions, torch.zeros_like(mask), lengths
-    found, _ = Policy(build(NAME), 8)(*inputs_of(nothing), 1.0)
+    found, _ = answers(Policy(build(NAME), 8), nothing, 1.0)
     assert found.shape == (0,)
     found.sum().backward()
 
@@ -240,8 +275,8 @@ def test_no_tokens_to_learn_from_gives_empty_logprobs() -> None:
 def test_bfloat16_stays_near_float32() -> None:
     row = row_of([30, 20, 25])
     model = build(NAME)
-    exact = Policy(model, 64)(*inputs_of(row), 1.0)[0].detach()
-    low = Policy(model.to(torch.bfloat16), 64)(*inputs_of(row), 1.0)[0].detach()
+    exact = answers(Policy(model, 64), row, 1.0)[0].detach()
+    low = answers(Policy(model.to(torch.bfloat16), 64), row, 1.0)[0].detach()
     assert low.dtype == torch.float32
     assert float((low - exact).abs().mean()) < 0.1
     assert np.isfinite(low.numpy()).all()
