@@ -43,6 +43,20 @@ from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 BACKEND = "posttrain_file"
 
 
+def use_amx_or_leave_it() -> None:
+    """Ask the kernel for AMX's tile registers, which vLLM's bfloat16 attention takes for granted.
+
+    A process that uses them without having asked is killed (SIGILL); oneDNN asks when it is about
+    to multiply with them, which may be later. Where the kernel refuses, vLLM is told that there
+    is no AMX.
+    """
+    if torch.cpu._is_amx_tile_supported() and not torch.cpu._init_amx():
+        torch.cpu._is_amx_tile_supported = lambda: False
+
+
+use_amx_or_leave_it()
+
+
 class WorkerExtension:
     """Named on vLLM's command line so that its workers import this module; adds nothing itself."""
 
