@@ -12,7 +12,7 @@ each pass over the rows is shuffled anew, by (seed, pass) alone, so row ``index`
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -33,6 +33,7 @@ class Columns:
     messages: str = "messages"
     answer: str = "answer"
     required: tuple[str, ...] = ()
+    check: Callable[[Mapping[str, Any]], None] | None = None  # the reward's, of a whole row
 
 
 class DataTasks:
@@ -138,6 +139,11 @@ def _task(row: Row, number: int, name: str, columns: Columns) -> Task:
         if value is None or (column == "answer" and not str(value).strip()):
             raise UsageError(f"{where}: {column!r}, which the reward asks for, is empty")
     rest = {k: v for k, v in row.items() if k not in (columns.answer, columns.messages)}
+    if columns.check is not None:
+        try:
+            columns.check({**rest, "answer": answer})
+        except UsageError as error:
+            raise UsageError(f"{where}: {error}") from error
     return Task(str(row.get("task_id", row.get("id", number))), messages, answer, rest)
 
 

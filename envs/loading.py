@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 from envs import files
@@ -16,7 +17,15 @@ from envs.protocol import Environment
 from envs.reasoning import reasoning_gym
 from envs.single_turn import SingleTurn
 from envs.splitting import PERCENT
-from rewards import Combined, Reward, UsageError, combine, did_you_mean, required_columns
+from rewards import (
+    Combined,
+    Reward,
+    UsageError,
+    check_row,
+    combine,
+    did_you_mean,
+    required_columns,
+)
 from rewards import load as load_reward
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -105,6 +114,7 @@ def from_tasks(
         messages=options.pop("messages_column", "messages"),
         answer=options.pop("answer_column", "answer"),
         required=tuple(sorted(required_columns(judged_by))),
+        check=partial(check_row, judged_by),
     )
     seed, percent = options.pop("seed", 0), options.pop("held_out_percent", PERCENT)
     if options:

@@ -11,6 +11,8 @@ raises TimeoutError, or is too slow    None, TIMEOUT
 returns NaN, infinity, anything else   None, ERROR
 =====================================  ===========================================================
 
+A batch reward is given many samples at once (``rewards.batched``), each read by the same table.
+
 Sync functions run in threads (``rewards.threads``), async ones on the event loop, which they must
 not block: their deadline only holds where they await. A thread cannot be killed, so work that may
 hang on model text belongs in a process that can be.
@@ -19,11 +21,12 @@ hang on model text belongs in a process that can be.
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 import math
 import numbers
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -55,6 +58,23 @@ class Case:
         }
 
 
+class CaseReward:
+    """A reward that is an object and wants the whole case: a base class with one method to write.
+
+    ``apply`` calls ``judge_case``; called like a function it does the same, without a batch.
+    """
+
+    async def judge_case(self, case: Case, timeout_s: float) -> Score:
+        """Judge one sample; what it raises is read as of any reward."""
+        raise NotImplementedError
+
+    async def __call__(
+        self, prompt: str, completion: str, answer: object = None, **columns: Any
+    ) -> Score:
+        messages = columns.pop("messages", ())
+        return await self.judge_case(Case(prompt, completion, answer, messages, columns), 60.0)
+
+
 async def apply(reward: Reward | str, case: Case, *, timeout_s: float = 60.0) -> Score:
     """Judge one sample by one reward. Never raises for what the reward does; see the table above.
 
@@ -63,23 +83,31 @@ async def apply(reward: Reward | str, case: Case, *, timeout_s: float = 60.0) ->
     """
     reward = load(reward) if isinstance(reward, str) else reward
     judge_case = getattr(reward, "judge_case", None)
-    if judge_case is not None:  # a combination, which judges its parts through this function
-        combined: Score = await judge_case(case, timeout_s)
-        return combined
     try:
-        returned = await _call(reward, arguments(reward, case), timeout_s)
-        return as_score(returned)
-    except TimeoutError as error:
+        if judge_case is not None:  # it knows how: a combination, a batch reward
+            return as_score(await judge_case(case, timeout_s))
+        return as_score(await call(reward, arguments(reward, case), timeout_s))
+    except (Exception, SystemExit) as error:  # noqa: BLE001  boundary: user code
+        return unjudged(reward, error)
+
+
+def unjudged(reward: Reward, error: BaseException) -> Score:
+    """The score of a sample whose reward raised ``error``: TIMEOUT or ERROR, with the reason."""
+    if isinstance(error, TimeoutError):
         why = str(error) or "raised TimeoutError"
         return Score(None, Outcome.TIMEOUT, detail=f"reward {name_of(reward)!r}: {why}")
-    except (Exception, SystemExit) as error:  # noqa: BLE001  boundary: user code
-        tail = "".join(traceback.format_exception(error))[-DETAIL_CHARS:]
-        return Score(None, Outcome.ERROR, detail=f"reward {name_of(reward)!r}: {tail}")
+    tail = "".join(traceback.format_exception(error))[-DETAIL_CHARS:]
+    return Score(None, Outcome.ERROR, detail=f"reward {name_of(reward)!r}: {tail}")
 
 
 def arguments(reward: Reward, case: Case) -> dict[str, Any]:
-    """What ``reward``'s signature takes of the case. Raises KeyError naming a missing column."""
-    fields = case.fields()
+    """What ``reward``'s signature takes of the case. Raises KeyError naming a missing column.
+
+    A column does not replace what a partial has fixed, nor what is a setting of the reward.
+    """
+    fixed = set(reward.keywords) if isinstance(reward, functools.partial) else set()
+    fixed |= getattr(reward, "settings", frozenset())
+    fields = {name: value for name, value in case.fields().items() if name not in fixed}
     named, takes_rest = parameters(reward)
     missing = [name for name, needed in named.items() if needed and name not in fields]
     if missing:
@@ -105,8 +133,11 @@ def as_score(returned: Any) -> Score:
     return Score(value, Outcome.CORRECT if value >= 1.0 else Outcome.WRONG)
 
 
-async def _call(reward: Reward, kwargs: dict[str, Any], timeout_s: float) -> Any:
-    """Run sync code in a thread, and await what it returns when that is awaitable."""
+async def call(reward: Callable[..., Any], kwargs: dict[str, Any], timeout_s: float) -> Any:
+    """Run sync code in a thread, and await what it returns when that is awaitable.
+
+    Raises what the function raises, and TimeoutError when it takes longer than ``timeout_s``.
+    """
     try:
         async with asyncio.timeout(None) as deadline:
             if _is_async(reward):
@@ -122,7 +153,7 @@ async def _call(reward: Reward, kwargs: dict[str, Any], timeout_s: float) -> Any
         raise
 
 
-def _is_async(reward: Reward) -> bool:
+def _is_async(reward: Callable[..., Any]) -> bool:
     if inspect.iscoroutinefunction(reward):
         return True
     return inspect.iscoroutinefunction(getattr(type(reward), "__call__", None))  # noqa: B004
