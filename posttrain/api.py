@@ -19,6 +19,8 @@ from posttrain.evaluate import read_result
 from posttrain.execution import evaluate_model, execute
 from posttrain.job import model_folder
 from posttrain.preparation import prepare
+from posttrain.presets import explain
+from posttrain.registry import choice_of
 from posttrain.run_dir import RunDir
 from posttrain.types import EvalResult
 
@@ -41,7 +43,9 @@ def grpo(
     are added up. Without any, the environment's own score counts. ``settings``: sections
     (``rollout=``, ``learner=``, ``algorithm=``, ``evaluation=``, ``sync=``, ``checkpoint=``; a
     mapping or the settings class; ``rollout="vllm"`` is short for ``{"engine": "vllm"}``) and the
-    fields of ``GrpoSettings`` by name (``steps=100``). `posttrain settings` lists them all.
+    fields of ``GrpoSettings`` by name (``steps=100``). `posttrain settings` lists them all. In
+    ``algorithm=`` a function of your own stands wherever a name does; it must be at the top of a
+    file, and a script that is such a file starts its run under ``if __name__ == "__main__"``.
 
     Raises UsageError for bad input, before any model is loaded and with nothing written, and
     RunError when the run had to stop. After Ctrl-C it returns what was reached.
@@ -67,6 +71,8 @@ def run_config(
 ) -> Run:
     """Start the run that ``config`` describes; ``env`` and ``reward`` replace what it names."""
     ready = prepare(config, env, reward)
+    if config.algorithm.preset and not quiet:
+        print("\n".join(explain(config.algorithm.preset)), flush=True)
     described = {"name": ready.environment.name, "held_out_tasks": len(ready.held_out)}
     run_dir = RunDir.create(ready.config.run_dir, ready.config, described)
     execute(ready, run_dir, quiet=quiet)
@@ -163,4 +169,15 @@ def _tree(settings: Mapping[str, Any]) -> dict[str, Any]:
             tree.setdefault("grpo", {}).update(value)
         else:
             tree[name] = dict(value) if isinstance(value, Mapping) else value
+    if "algorithm" in tree:
+        tree["algorithm"] = {k: _choice(v) for k, v in tree["algorithm"].items()}
     return tree
+
+
+def _choice(value: Any) -> Any:
+    """A function of the user's becomes the reference by which a rank finds it."""
+    if callable(value):
+        return choice_of(value)
+    if isinstance(value, Mapping) and callable(value.get("name")):
+        return {**value, "name": choice_of(value["name"])}
+    return value

@@ -21,25 +21,28 @@ from pathlib import Path
 
 import numpy as np
 
-from posttrain.types import Batch, PackedRow, Rollout, Sample
+from posttrain.types import Batch, Completion, PackedRow, Rollout, Sample
 
 _ARRAYS = ("token_ids", "position_ids", "loss_mask", "logprobs", "advantages", "lengths")
+_CRITIC = ("values", "returns")  # only where one is trained
 
 
-def samples_of(rollout: Rollout, advantage: float) -> list[Sample]:
+def samples_of(rollout: Rollout, advantage: float | Sequence[float]) -> list[Sample]:
     """The training rows of one episode; usually one, one more per rewritten history.
 
+    ``advantage`` is that of every token the model wrote, or one for each turn.
     A turn in which the model wrote nothing adds nothing to learn; an episode of such turns gives
     an empty list. Raises ValueError when a completion has no prompt before it.
     """
-    samples, draft = [], _Draft(rollout.rollout_id, advantage)
-    for turn in rollout.turns:
+    n_turns = len(rollout.turns)
+    per_turn = [advantage] * n_turns if isinstance(advantage, int | float) else advantage
+    samples, draft = [], _Draft(rollout.rollout_id)
+    for turn, credit in zip(rollout.turns, per_turn, strict=True):
         if not draft.is_prefix_of(turn.prompt_ids):
             samples.append(draft.finish())
-            draft = _Draft(rollout.rollout_id, advantage)
+            draft = _Draft(rollout.rollout_id)
         draft.read(turn.prompt_ids[draft.n :])
-        completion = turn.completion
-        draft.write(completion.token_ids, completion.logprobs, completion.weight_versions)
+        draft.write(turn.completion, credit)
     samples.append(draft.finish())
     return [sample for sample in samples if sample.loss_mask.any()]
 
@@ -47,12 +50,12 @@ def samples_of(rollout: Rollout, advantage: float) -> list[Sample]:
 class _Draft:
     """A sample while its turns are being appended."""
 
-    def __init__(self, rollout_id: str, advantage: float) -> None:
+    def __init__(self, rollout_id: str) -> None:
         self._rollout_id = rollout_id
-        self._advantage = advantage
         self._ids = np.zeros(0, np.int64)
         self._mask = np.zeros(0, np.bool_)
         self._logprobs = np.zeros(0, np.float32)
+        self._advantages = np.zeros(0, np.float32)
         self._versions = np.zeros(0, np.int64)
 
     @property
@@ -65,35 +68,49 @@ class _Draft:
     def read(self, ids: np.ndarray) -> None:
         """Append tokens that the model saw and did not write."""
         zeros = np.zeros(len(ids))
-        self._append(ids, zeros.astype(np.bool_), zeros, zeros)
+        self._append(ids, False, zeros, zeros, 0.0)
 
-    def write(self, ids: np.ndarray, logprobs: np.ndarray, versions: np.ndarray) -> None:
+    def write(self, completion: Completion, advantage: float) -> None:
         """Append tokens that the model wrote."""
-        self._append(ids, np.ones(len(ids), np.bool_), logprobs, versions)
+        versions = completion.weight_versions
+        self._append(completion.token_ids, True, completion.logprobs, versions, advantage)
 
     def _append(
-        self, ids: np.ndarray, mask: np.ndarray, logprobs: np.ndarray, versions: np.ndarray
+        self,
+        ids: np.ndarray,
+        wrote: bool,
+        logprobs: np.ndarray,
+        versions: np.ndarray,
+        credit: float,
     ) -> None:
+        n = len(ids)
         self._ids = np.concatenate([self._ids, np.asarray(ids, np.int64)])
-        self._mask = np.concatenate([self._mask, mask])
+        self._mask = np.concatenate([self._mask, np.full(n, wrote)])
         self._logprobs = np.concatenate([self._logprobs, np.asarray(logprobs, np.float32)])
+        self._advantages = np.concatenate([self._advantages, np.full(n, credit, np.float32)])
         self._versions = np.concatenate([self._versions, np.asarray(versions, np.int64)])
 
     def finish(self) -> Sample:
-        advantages = np.where(self._mask, np.float32(self._advantage), np.float32(0))
         return Sample(
             token_ids=self._ids,
             loss_mask=self._mask,
             logprobs=self._logprobs,
-            advantages=advantages.astype(np.float32),
+            advantages=self._advantages,
             weight_versions=self._versions,
             rollout_id=self._rollout_id,
         )
 
 
-def pack(samples: Sequence[Sample], tokens_per_row: int, ranks: int, step: int) -> Batch:
+def pack(
+    samples: Sequence[Sample],
+    tokens_per_row: int,
+    ranks: int,
+    step: int,
+    denominator: float | None = None,
+) -> Batch:
     """Lay samples into rows of at most ``tokens_per_row`` tokens, the same number for each rank.
 
+    ``denominator`` is what the loss is divided by; None: the number of tokens that carry one.
     A sample longer than the budget gets a row of its own: it cannot be cut, and dropping it would
     bias against long answers. Raises ValueError for an empty batch, or one with nothing to learn.
     """
@@ -111,8 +128,9 @@ def pack(samples: Sequence[Sample], tokens_per_row: int, ranks: int, step: int) 
     return Batch(
         step=step,
         rows=tuple(tuple(rows[i] for i in mine) for mine in by_rank),
-        n_loss_tokens=n_loss_tokens,
-        n_samples=len(samples),
+        members=tuple(tuple(tuple(sorted(bins[i])) for i in mine) for mine in by_rank),
+        denominator=n_loss_tokens if denominator is None else denominator,
+        n_tokens=n_loss_tokens,
     )
 
 
@@ -171,6 +189,7 @@ def _row(samples: Sequence[Sample]) -> PackedRow:
         parts = [getattr(sample, name) for sample in samples]
         return np.concatenate([np.zeros(0, dtype), *parts]).astype(dtype, copy=False)
 
+    critic = bool(samples) and samples[0].returns is not None
     lengths = np.array([len(sample) for sample in samples], np.int64)
     positions = [np.arange(length) for length in lengths]
     return PackedRow(
@@ -180,6 +199,8 @@ def _row(samples: Sequence[Sample]) -> PackedRow:
         logprobs=joined("logprobs", np.float32),
         advantages=joined("advantages", np.float32),
         lengths=lengths,
+        values=joined("values", np.float32) if critic else None,
+        returns=joined("returns", np.float32) if critic else None,
     )
 
 
@@ -190,12 +211,15 @@ def save_batch(batch: Batch, path: Path) -> None:
     tensors: dict[str, np.ndarray] = {}
     for rank, rows in enumerate(batch.rows):
         for i, row in enumerate(rows):
-            tensors |= {f"{rank}/{i}/{name}": getattr(row, name) for name in _ARRAYS}
+            names = _ARRAYS if row.returns is None else _ARRAYS + _CRITIC
+            tensors |= {f"{rank}/{i}/{name}": getattr(row, name) for name in names}
     head = {
         "step": batch.step,
         "rows": [len(rows) for rows in batch.rows],
-        "n_loss_tokens": batch.n_loss_tokens,
-        "n_samples": batch.n_samples,
+        "members": batch.members,
+        "denominator": batch.denominator,
+        "n_tokens": batch.n_tokens,
+        "train_policy": batch.train_policy,
     }
     partial = path.with_name(path.name + ".partial")
     save_file(tensors, partial, metadata={"batch": json.dumps(head)})
@@ -208,12 +232,17 @@ def load_batch(path: Path, only_rank: int | None = None) -> Batch:
 
     with safe_open(path, framework="numpy") as file:
         head = json.loads(file.metadata()["batch"])
+        there = set(file.keys())
 
         def row(rank: int, i: int) -> PackedRow:
-            return PackedRow(**{name: file.get_tensor(f"{rank}/{i}/{name}") for name in _ARRAYS})
+            paths = {name: f"{rank}/{i}/{name}" for name in _ARRAYS + _CRITIC}
+            found = {name: file.get_tensor(path) for name, path in paths.items() if path in there}
+            return PackedRow(**found)
 
         rows = tuple(
             tuple(row(rank, i) for i in range(n) if only_rank in (None, rank))
             for rank, n in enumerate(head["rows"])
         )
-    return Batch(head["step"], rows, head["n_loss_tokens"], head["n_samples"])
+    members = tuple(tuple(tuple(row) for row in rank) for rank in head["members"])
+    shares = head["denominator"], head["n_tokens"], head["train_policy"]
+    return Batch(head["step"], rows, members, *shares)

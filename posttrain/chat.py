@@ -39,7 +39,7 @@ class Chat:
         self._probe: list[Message] = [*opening, {"role": "assistant", "content": _ANSWER}]
         self._closed = self._render(self._probe, generate=False)
         self._closing = self._closed[self._closed.rindex(_ANSWER) + len(_ANSWER) :]
-        closing_ids = self._encode(self._closing)
+        closing_ids = self.encode(self._closing)
         special = set(tokenizer.all_special_ids)
         ends_turn = bool(closing_ids) and closing_ids[0] in special
         self._end_of_turn = closing_ids[0] if ends_turn else int(tokenizer.eos_token_id)
@@ -51,7 +51,7 @@ class Chat:
 
     def prompt_ids(self, messages: Sequence[Message]) -> Ints:
         """The conversation, ready for the assistant to write; [T]."""
-        return np.asarray(self._encode(self._render(messages)), dtype=np.int64)
+        return np.asarray(self.encode(self._render(messages)), dtype=np.int64)
 
     def extend(
         self, prompt_ids: Ints, completion_ids: Ints, new_messages: Sequence[Message]
@@ -63,10 +63,14 @@ class Chat:
                 "the chat template rewrites an assistant's message once another follows it, "
                 "so sampled tokens can't be kept: use a template that only appends"
             )
-        new = self._encode(self._closing + after[len(self._closed) :])
+        new = self.encode(self._closing + after[len(self._closed) :])
         if len(completion_ids) and int(completion_ids[-1]) == self._end_of_turn == new[0]:
             new = new[1:]  # the model wrote it itself
         return np.concatenate([prompt_ids, completion_ids, np.asarray(new, dtype=np.int64)])
+
+    def encode(self, text: str) -> list[int]:
+        """Plain text, with no token added."""
+        return list(self.tokenizer.encode(text, add_special_tokens=False))
 
     def decode(self, token_ids: Ints) -> str:
         """Text of a completion, without the end token."""
@@ -80,6 +84,3 @@ class Chat:
                 add_generation_prompt=generate,
             )
         )
-
-    def _encode(self, text: str) -> list[int]:
-        return list(self.tokenizer.encode(text, add_special_tokens=False))

@@ -9,8 +9,11 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from posttrain.errors import RunError, UsageError
+from rewards.judge.command import add_arguments as add_judge_arguments
+from rewards.judge.command import run as run_judge_audit
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -53,10 +56,37 @@ def _parser() -> argparse.ArgumentParser:
     settings = commands.add_parser("settings", help="list every setting, its default and meaning")
     settings.set_defaults(run=_settings)
 
+    _audit_parser(commands)
+    _sandbox_parser(commands)
+
     doctor = commands.add_parser("doctor", help="what is installed, what is broken, how to fix it")
     doctor.add_argument("--json", action="store_true", help="for machines")
     doctor.set_defaults(run=_doctor)
     return parser
+
+
+def _audit_parser(commands: Any) -> None:
+    audit = commands.add_parser("audit", help="measure a verifier or a judge on labelled rows")
+    kinds = audit.add_subparsers(dest="kind", required=True, metavar="kind")
+    math = kinds.add_parser("math", help="the math verifier")
+    math.add_argument("files", nargs="+", metavar="FILE", help="JSON lines: gold, pred, equal")
+    math.add_argument("--show", action="store_true", help="every miss, on stderr")
+    math.set_defaults(run=_audit_math)
+    judge = kinds.add_parser("judge", help="an LLM judge: agreement, biases, consistency")
+    add_judge_arguments(judge)
+    judge.set_defaults(run=run_judge_audit)
+
+
+def _sandbox_parser(commands: Any) -> None:
+    sandbox = commands.add_parser("sandbox", help="where untrusted programs run")
+    verbs = sandbox.add_subparsers(dest="verb", required=True, metavar="verb")
+    build = verbs.add_parser("build", help="make the image for the Docker backend")
+    build.add_argument("--host", action="append", default=[], help="engine's URL; may be repeated")
+    build.add_argument("--languages", default="python,bash", help="python,bash,cpp,javascript,java")
+    build.add_argument("--packages", default="", help="further Debian packages, by comma")
+    build.add_argument("--method", default="auto", help="auto, dockerfile or debootstrap")
+    build.add_argument("--force", action="store_true", help="also where the image is there")
+    build.set_defaults(run=_sandbox_build)
 
 
 def _grpo(options: argparse.Namespace) -> int:
@@ -97,6 +127,32 @@ def _settings(options: argparse.Namespace) -> int:
 
     for name, default, description in settings_table():
         print(f"{name:32} {default!r:>12}  {description}")
+    return 0
+
+
+def _audit_math(options: argparse.Namespace) -> int:
+    from rewards.math.audit import audit
+
+    print(json.dumps(audit(options.files, show=options.show)))
+    return 0
+
+
+def _sandbox_build(options: argparse.Namespace) -> int:
+    from rewards.sandbox.image.image import build
+    from rewards.sandbox.protocol import SandboxError
+
+    def listed(text: str) -> list[str]:
+        return [part.strip() for part in text.split(",") if part.strip()]
+
+    try:
+        languages, packages = listed(options.languages), listed(options.packages)
+        name = build(
+            options.host, languages, packages=packages, method=options.method, force=options.force
+        )
+    except SandboxError as error:
+        print(f"posttrain: {error}", file=sys.stderr)
+        return 1
+    print(name)
     return 0
 
 

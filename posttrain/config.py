@@ -19,6 +19,7 @@ from posttrain.errors import UsageError
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
+Choice = str | dict[str, Any]  # "name", or {"name": "name", "argument": value, ...}
 
 
 class Settings(BaseModel):
@@ -44,8 +45,15 @@ class GrpoSettings(Settings):
     max_invalid_share: Share = Field(
         0.5, description="stop when more than this share of a step's samples could not be judged"
     )
-    max_skipped_steps: Count = Field(
-        3, description="stop after this many non-finite steps in a row"
+    max_refills: Annotated[int, Field(ge=0)] = Field(
+        0,
+        description="dynamic sampling: rounds of new prompts for groups of equal rewards; 0: off",
+    )
+    mask_truncated: bool = Field(
+        False, description="completions cut at their length limit teach nothing"
+    )
+    startup_timeout_s: Positive = Field(
+        300.0, description="deadline for a server, and for the learner, to be ready"
     )
     on_long_prompt: Literal["error", "drop"] = Field(
         "error", description="what to do with a prompt that leaves no room in the model's window"
@@ -53,17 +61,28 @@ class GrpoSettings(Settings):
 
 
 class AlgorithmSettings(Settings):
-    """One advantage function and one loss function."""
+    """One advantage function, one loss function, and what is added to them.
 
-    advantage: str = Field("grpo", description="name in posttrain.advantages.ADVANTAGES")
-    loss: str = Field("ppo_clip", description="name in posttrain.losses.LOSSES")
-    clip_low: Share = Field(0.2, description="ratio is clipped below at 1 - clip_low")
-    clip_high: Share = Field(0.28, description="ratio is clipped above at 1 + clip_high")
-    kl_coef: Annotated[float, Field(ge=0.0)] = Field(
-        0.0, description="weight of the KL term in the loss; 0: no reference policy"
+    A choice is a name, a reference to a function of yours ("module:function" or
+    "file.py:function"), or a table of one and its arguments: ``{name = "ppo_clip", high = 0.3}``.
+    docs/algorithms.md has them all.
+    """
+
+    preset: str = Field("", description="fills what is not set here with a paper's values")
+    advantage: Choice = Field("grpo", description="name in posttrain.advantages.ADVANTAGES")
+    loss: Choice = Field("ppo_clip", description="name in posttrain.losses.LOSSES")
+    correction: Choice = Field(
+        "none", description="weights for what engine and learner disagree on; name in CORRECTIONS"
+    )
+    kl: Choice = Field("none", description="KL to the start policy; name in posttrain.losses.KLS")
+    aggregation: Literal["token", "sequence", "fixed"] = Field(
+        "token", description="what the loss is a mean over; fixed: sequences of max_tokens"
     )
     entropy_coef: Annotated[float, Field(ge=0.0)] = Field(
         0.0, description="weight of the entropy bonus"
+    )
+    sft_coef: Annotated[float, Field(ge=0.0)] = Field(
+        0.0, description="weight of -log pi on samples whose advantage is positive"
     )
 
 
@@ -95,13 +114,7 @@ class RolloutSettings(Settings):
     kv_cache_gib: Positive = Field(
         1.0, description="memory for the KV cache of each server, in GiB"
     )
-    startup_timeout_s: Positive = Field(
-        300.0, description="deadline for a server to become healthy"
-    )
     request_timeout_s: Positive = Field(120.0, description="deadline for one completion")
-    max_restarts: Annotated[int, Field(ge=0)] = Field(
-        3, description="restarts of one server within ten minutes before the run stops"
-    )
 
 
 class LearnerSettings(Settings):
@@ -123,14 +136,12 @@ class LearnerSettings(Settings):
     weight_decay: Annotated[float, Field(ge=0.0)] = Field(0.0, description="of AdamW")
     max_grad_norm: Positive = Field(1.0, description="gradients are clipped to this global norm")
     tokens_per_row: Count = Field(4096, description="packed tokens in one forward pass, per rank")
-    logprob_chunk: Count = Field(1024, description="tokens whose logits exist at once")
     gradient_checkpointing: bool = Field(
         False, description="recompute activations in the backward pass"
     )
     threads: Annotated[int, Field(ge=0)] = Field(
         0, description="CPU threads per rank; 0 divides the cores"
     )
-    startup_timeout_s: Positive = Field(300.0, description="deadline for all ranks to report ready")
     step_timeout_s: Positive = Field(1800.0, description="deadline of one command to the learner")
 
 
@@ -213,8 +224,10 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> GrpoC
 
 def make_config(tree: Mapping[str, Any]) -> GrpoConfig:
     """Check a tree of plain values. Raises UsageError with one line per fault."""
+    from posttrain.presets import apply_preset
+
     try:
-        return GrpoConfig.model_validate(tree)
+        return GrpoConfig.model_validate(apply_preset(dict(tree)))
     except ValidationError as error:
         lines = [_explain(fault) for fault in error.errors()]
         raise UsageError("\n".join(lines)) from error

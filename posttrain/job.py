@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from posttrain.algorithm import Algorithm
 from posttrain.checkpoint import checkpoint_step, list_checkpoints
 from posttrain.config import GrpoConfig
 from posttrain.console import Console
@@ -28,6 +29,9 @@ from posttrain.preparation import Prepared
 from posttrain.rollout import Player
 from posttrain.run_dir import RunDir
 from posttrain.seeds import derive_seed
+from posttrain.step import Credit
+from posttrain.teacher import Teacher
+from posttrain.teacher import sentence as teacher_sentence
 from posttrain.trackers import Trackers
 from posttrain.types import Engine, EvalResult, Group, Ints, Learner
 
@@ -56,13 +60,19 @@ class Job:
     engine: Engine
     learner: Learner
     player: Player = field(init=False)
+    credit: Credit = field(init=False)
     syncs_verified: int = 0
     logprob_gap: float | None = None  # at start-up, on real completions
     _parity_checked: bool = False
     _restarts: int = 0
 
     def __post_init__(self) -> None:
-        self.player = self.ready.player(self.engine, self.config.rollout.temperature)
+        algorithm = Algorithm.of(self.config.algorithm)
+        deadline_s = self.config.rollout.request_timeout_s
+        teacher = Teacher(algorithm.teacher, deadline_s) if algorithm.teacher else None
+        player = self.ready.player(self.engine, self.config.rollout.temperature)
+        self.player = dataclasses.replace(player, greedy=algorithm.greedy)
+        self.credit = Credit(self.config, algorithm, self.learner, teacher)
 
     @property
     def config(self) -> GrpoConfig:
@@ -78,9 +88,13 @@ class Job:
             yield first_step
         finally:
             self.console.phase("ending engine and learner")
+            if self.credit.teacher is not None:
+                await self.credit.teacher.close()
             await asyncio.gather(self.engine.close(), self.learner.close(), return_exceptions=True)
 
     async def _start(self) -> int:
+        if self.credit.teacher is not None:
+            await self.credit.teacher.check(self.ready.chat.encode(teacher_sentence()))
         self.console.phase(f"starting {self.engine.name} and the learner")
         try:
             async with asyncio.TaskGroup() as group:

@@ -35,14 +35,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from posttrain.algorithm import Algorithm
 from posttrain.config import GrpoConfig
+from posttrain.critic import RankCritic
 from posttrain.errors import RunError, UsageError
-from posttrain.losses import LOSSES, TokenTensors
+from posttrain.losses import TokenTensors, policy_loss
 from posttrain.policy import EntropyMode, Policy, load_policy
 from posttrain.row_tensors import RowTensors, everything_row, rows_of
 from posttrain.snapshot_file import perturbed, write_weights
 from posttrain.step_metrics import Clock, Totals
-from posttrain.types import Floats, Ints, PackedRow, Snapshot, StepResult
+from posttrain.types import Batch, Floats, Ints, PackedRow, Snapshot, StepResult
 
 INSTALL = "the learner needs DeepSpeed, which is missing: pip install 'posttrain[deepspeed]'"
 _TAG = "deepspeed"
@@ -80,65 +82,94 @@ class RankLearner:
         self._config = config
         self._settings = config.learner
         self._probe_ids = np.asarray(probe_ids, np.int64)
-        self._loss = LOSSES[config.algorithm.loss]
+        self._algorithm = Algorithm.of(config.algorithm)
         self.rank, self.world_size, self._device = _join_ranks()
         torch.manual_seed(config.seed)
         self._dtype = getattr(torch, self._settings.dtype)
         self._policy = self._load_policy()
-        self._reference = self._load_policy().eval() if config.algorithm.kl_coef > 0 else None
+        self._reference = self._load_policy().eval() if self._algorithm.reference else None
         # flash-attn's varlen kernel wants every sequence whole; our own attention does not.
         self._share = self._policy.packed
         if self._settings.gradient_checkpointing:
             self._policy.model.gradient_checkpointing_enable({"use_reentrant": False})
         self._stage = _stage(self._settings.zero_stage, self._dtype)
-        self._adam = self._optimizer()
-        self._engine, *_ = deepspeed.initialize(
-            model=self._policy, optimizer=self._adam, config=self._deepspeed_config()
-        )
+        self._initialize = deepspeed.initialize
+        self._engine, self._adam = self._with_optimizer(self._policy)
+        self._critic = self._make_critic() if self._algorithm.critic else None
         self._gathered = deepspeed.zero.GatheredParameters
         self._sender: Any = None
         self._updates = 0  # applied ones: where the warm-up stands
 
     # training
 
-    def train(self, rows: Sequence[PackedRow], n_loss_tokens: int) -> StepResult:
-        """One optimiser step over this rank's rows; ``n_loss_tokens`` counts those of all ranks."""
+    def train(self, batch: Batch) -> StepResult:
+        """One optimiser step over this rank's rows of the batch."""
+        rows = batch.rows[self.rank]
         if not rows:
             raise ValueError("every rank needs at least one row, if only an empty one")
         clock = Clock(self._device)
-        self._set_rate()
+        rate = self._set_rate()
+        metrics: dict[str, float] = {}
+        if self._critic is not None:
+            metrics |= self._critic.train(rows, batch.n_tokens, self.world_size, rate)
+            clock.lap("critic")
+        reason = ""
+        if batch.train_policy:
+            reason = self._train_policy(rows, batch.denominator, metrics, clock)
+        metrics["learning_rate"] = rate
+        metrics |= clock.metrics(metrics.get("learner_tokens", 0.0))
+        finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
+        return StepResult(finite, skipped=bool(reason), reason=reason)
+
+    def _train_policy(
+        self,
+        rows: Sequence[PackedRow],
+        denominator: float,
+        metrics: dict[str, float],
+        clock: Clock,
+    ) -> str:
+        """Forward, backward and update; returns why nothing was changed, if so."""
         self._policy.train()
         totals = Totals(self._device)
         for i, row in enumerate(rows):
             self._engine.set_gradient_accumulation_boundary(i == len(rows) - 1)
             loss = self._forward_loss(row, totals)
             clock.lap("forward")
-            self._engine.backward(loss * (self.world_size / n_loss_tokens), scale_wrt_gas=False)
+            self._engine.backward(loss * (self.world_size / denominator), scale_wrt_gas=False)
             clock.lap("backward")
-        metrics = totals.reduce(n_loss_tokens)
+        metrics |= totals.reduce(denominator)
+        if metrics.get("correction_weight_sq"):  # share of the tokens that effectively count
+            metrics["effective_sample_share"] = (
+                metrics["correction_weight"] ** 2 / metrics.pop("correction_weight_sq")
+            )
         reason = self._step(metrics["loss"])
         clock.lap("optimizer")
         metrics["grad_norm"] = self._grad_norm()
-        metrics["learning_rate"] = self._adam.param_groups[0]["lr"]
-        metrics |= clock.metrics(metrics["learner_tokens"])
-        finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
-        return StepResult(finite, skipped=bool(reason), reason=reason)
+        return reason
 
     def _forward_loss(self, row: PackedRow, totals: Totals) -> Tensor:
         """The row's loss sum; its metrics go to ``totals``."""
         tensors = RowTensors(row, self._device, share_prompts=self._share)
-        algorithm = self._config.algorithm
-        mode: EntropyMode = "loss" if algorithm.entropy_coef > 0 else "metric"
+        mode: EntropyMode = "loss" if self._algorithm.parts.entropy_coef > 0 else "metric"
         temperature = self._config.rollout.temperature
         logprobs, entropy = self._engine(*tensors.inputs, temperature, mode)
         reference = None
         if self._reference is not None:
             with torch.no_grad():
                 reference, _ = self._reference(*tensors.inputs, temperature)
-        tokens = TokenTensors(logprobs, *tensors.targets, entropy=entropy, ref_logprobs=reference)
-        loss, metrics = self._loss(tokens, algorithm)
-        counts = {"trained_tokens": tokens.mask.sum(), "learner_tokens": row.lengths.sum()}
-        totals.add({"loss": loss.detach(), **metrics, **counts})
+        tokens = TokenTensors(
+            logprobs,
+            tensors.old_logprobs,
+            tensors.advantages,
+            tensors.mask,
+            tensors.sequence,
+            tensors.n_sequences,
+            entropy=entropy,
+            ref_logprobs=reference,
+        )
+        loss, metrics = policy_loss(tokens, self._algorithm.parts)
+        metrics["advantage_mean"] = tokens.masked(tokens.advantages).sum()
+        totals.add({"loss": loss.detach(), **metrics, **tensors.counts()})
         return loss
 
     def _step(self, loss: float) -> str:
@@ -156,13 +187,30 @@ class RankLearner:
         norm = self._adam.norm if self._adam.clip else self._engine.get_global_grad_norm()
         return math.nan if norm is None else float(norm)
 
-    def _set_rate(self) -> None:
+    def _set_rate(self) -> float:
         warmup = self._settings.warmup_steps
         share = min(1.0, (self._updates + 1) / warmup) if warmup else 1.0
+        rate = self._settings.learning_rate * share
         for group in self._adam.param_groups:
-            group["lr"] = self._settings.learning_rate * share
+            group["lr"] = rate
+        return rate
 
     # log-probs and weights
+
+    def examine(self, batch: Batch, what: str) -> list[Floats]:
+        """Of the targets of each of this rank's rows [N]: "values" or "reference" log-probs."""
+        found: list[Floats] = []
+        for row in batch.rows[self.rank]:
+            tensors = RowTensors(row, self._device, share_prompts=self._share)
+            if what == "values" and self._critic is not None:
+                found.append(self._critic.values(tensors))
+            elif what == "reference" and self._reference is not None:
+                with torch.no_grad():
+                    all_N, _ = self._reference(*tensors.inputs, self._config.rollout.temperature)
+                found.append(all_N[: tensors.n_targets].cpu().numpy())
+            else:
+                raise ValueError(f"this learner has nothing to say of {what!r}")
+        return found
 
     def logprobs(self, sequences: Sequence[Ints], temperature: float) -> list[Floats]:
         """For each sequence the log-probs of ``sequence[1:]``, under the current weights."""
@@ -244,6 +292,8 @@ class RankLearner:
         """An ordinary DeepSpeed checkpoint, random state, and a small JSON that says what it is."""
         folder.mkdir(parents=True, exist_ok=True)
         self._engine.save_checkpoint(str(folder), tag=_TAG)
+        if self._critic is not None:
+            self._critic.save(folder)
         np.save(folder / f"rng-{self.rank}.npy", torch.get_rng_state().numpy())
         if self.rank == 0:
             (folder / _STATE).write_text(json.dumps(self._identity() | {"updates": self._updates}))
@@ -257,12 +307,18 @@ class RankLearner:
         if found != identity:
             raise RunError(f"checkpoint {folder} was written with {found}, this run has {identity}")
         self._engine.load_checkpoint(str(folder), tag=_TAG)
+        if self._critic is not None:
+            self._critic.load(folder)
         torch.set_rng_state(torch.from_numpy(np.load(folder / f"rng-{self.rank}.npy")))
         self._updates = state["updates"]
 
     def _identity(self) -> dict[str, Any]:
-        dtype = self._settings.dtype
-        return {"world_size": self.world_size, "zero_stage": self._stage, "dtype": dtype}
+        return {
+            "world_size": self.world_size,
+            "zero_stage": self._stage,
+            "dtype": self._settings.dtype,
+            "critic": self._critic is not None,
+        }
 
     def export(self, folder: Path) -> None:
         """Write an ordinary Hugging Face checkpoint with its tokenizer; atomic."""
@@ -278,12 +334,27 @@ class RankLearner:
     # construction
 
     def _load_policy(self) -> Policy:
-        chunk = self._settings.logprob_chunk
-        return load_policy(self._config.model, chunk, self._dtype, str(self._device))
+        return load_policy(self._config.model, self._dtype, str(self._device))
 
-    def _optimizer(self) -> GuardedAdamW:
+    def _make_critic(self) -> RankCritic:
+        arguments = self._algorithm.advantage.arguments
+        return RankCritic(
+            self._load_policy().model,
+            self._with_optimizer,
+            clip=float(arguments.get("value_clip", 0.0)),
+            rate_factor=float(arguments.get("critic_rate", 1.0)),
+            device=self._device,
+        )
+
+    def _with_optimizer(self, model: nn.Module) -> tuple[Any, GuardedAdamW]:
+        """A DeepSpeed engine around the model, and its optimiser."""
+        adam = self._optimizer(model)
+        engine, *_ = self._initialize(model=model, optimizer=adam, config=self._deepspeed_config())
+        return engine, adam
+
+    def _optimizer(self, model: nn.Module) -> GuardedAdamW:
         """Weight decay on matrices only, as is usual."""
-        parameters = list(self._policy.parameters())
+        parameters = list(model.parameters())
         groups: list[dict[str, Any]] = [
             {"params": [p for p in parameters if p.ndim > 1]},
             {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},

@@ -33,7 +33,10 @@ class InlineLearner:
         self._learner = await self._in_thread(self._build)
 
     async def train(self, batch: Batch) -> StepResult:
-        return await self._in_thread(self._rank.train, batch.rows[0], batch.n_loss_tokens)
+        return await self._in_thread(self._rank.train, batch)
+
+    async def examine(self, batch: Batch, what: str) -> list[list[Floats]]:
+        return [await self._in_thread(self._rank.examine, batch, what)]
 
     async def logprobs(self, sequences: Sequence[Ints], temperature: float) -> list[Floats]:
         return await self._in_thread(self._rank.logprobs, sequences, temperature)

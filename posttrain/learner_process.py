@@ -129,7 +129,7 @@ class ProcessLearner:
     async def start(self) -> None:
         """Start the ranks and build the learner on them; returns when all are ready."""
         self._started = time.time()
-        deadline = self._config.learner.startup_timeout_s
+        deadline = self._config.grpo.startup_timeout_s
         host, _, port = (self._listen or "127.0.0.1:0").rpartition(":")
         self._server = await asyncio.start_server(
             self._accept, host, int(port), limit=_LONGEST_LINE
@@ -142,21 +142,30 @@ class ProcessLearner:
         except TimeoutError:
             raise await self._failure(
                 f"learner: {len(self._ranks)} of {self.world_size} ranks connected within "
-                f"learner.startup_timeout_s = {deadline:g}"
+                f"grpo.startup_timeout_s = {deadline:g}"
             ) from None
         config = self._config.model_dump(mode="json")
         payload = {"probe_ids": self._probe_ids.tolist(), "threads": threads_per_rank(self._config)}
         await self._command("build", deadline, config=config, **payload)
 
     async def train(self, batch: Batch) -> StepResult:
+        answers = await self._with_batch("train", batch)
+        return StepResult(**answers[0])
+
+    async def examine(self, batch: Batch, what: str) -> list[list[Floats]]:
+        answers = await self._with_batch("examine", batch, what=what)
+        return [[np.array(row, np.float32) for row in rows] for rows in answers]
+
+    async def _with_batch(self, name: str, batch: Batch, **payload: Any) -> list[Any]:
+        """A command about a batch, which travels as a file."""
         if len(batch.rows) != self.world_size:
             raise ValueError(f"the batch is for {len(batch.rows)} ranks, not {self.world_size}")
         path = self._run_dir / "batches" / f"step-{batch.step:06d}.safetensors"
         path.parent.mkdir(parents=True, exist_ok=True)
         await asyncio.to_thread(save_batch, batch, path)
-        answers = await self._command("train", path=str(path.resolve()))
+        answers = await self._command(name, path=str(path.resolve()), **payload)
         path.unlink(missing_ok=True)
-        return StepResult(**answers[0])
+        return answers
 
     async def logprobs(self, sequences: Sequence[Ints], temperature: float) -> list[Floats]:
         ids = [np.asarray(sequence).tolist() for sequence in sequences]

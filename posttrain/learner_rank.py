@@ -82,8 +82,12 @@ def _build(config: dict[str, Any], probe_ids: list[int], threads: int) -> Comman
 
     def train(path: str) -> dict[str, Any]:
         batch = load_batch(Path(path), only_rank=learner.rank)
-        result = learner.train(batch.rows[learner.rank], batch.n_loss_tokens)
+        result = learner.train(batch)
         return {"metrics": dict(result.metrics), "skipped": result.skipped, "reason": result.reason}
+
+    def examine(path: str, what: str) -> list[list[float]]:
+        batch = load_batch(Path(path), only_rank=learner.rank)
+        return [row.tolist() for row in learner.examine(batch, what)]
 
     def logprobs(sequences: list[list[int]], temperature: float) -> list[list[float]]:
         found = learner.logprobs([np.array(ids, np.int64) for ids in sequences], temperature)
@@ -96,6 +100,7 @@ def _build(config: dict[str, Any], probe_ids: list[int], threads: int) -> Comman
 
     return {
         "train": train,
+        "examine": examine,
         "logprobs": logprobs,
         "publish": publish,
         "attach": learner.attach,

@@ -25,8 +25,10 @@ from posttrain.buffer import RolloutBuffer
 from posttrain.checkpoint import save_checkpoint
 from posttrain.errors import RunError, first_error
 from posttrain.job import Job
-from posttrain.step import make_batch, step_record
+from posttrain.step import step_record, without_signal
 from posttrain.types import Group, StepResult
+
+_MAX_SKIPPED_STEPS = 3  # non-finite ones in a row, before the run stops
 
 
 async def train(job: Job, first_step: int, stop: asyncio.Event) -> int:
@@ -64,7 +66,7 @@ async def train(job: Job, first_step: int, stop: asyncio.Event) -> int:
                     job.run_dir.checkpoints, done, job.learner, job.config.checkpoint.keep
                 )
                 clock.lap("checkpoint")
-            if skipped_in_a_row >= settings.max_skipped_steps:
+            if skipped_in_a_row >= _MAX_SKIPPED_STEPS:
                 raise RunError(f"{skipped_in_a_row} steps in a row were skipped: {result.reason}")
             if stop.is_set():
                 return done
@@ -72,7 +74,7 @@ async def train(job: Job, first_step: int, stop: asyncio.Event) -> int:
 
 
 async def _train_on(job: Job, step: int, groups: list[Group]) -> StepResult:
-    batch = make_batch(step, groups, job.config, job.learner.world_size)
+    batch = await job.credit.batch(step, groups)
     if batch is None:
         return StepResult({}, reason="no group has a signal")
     result = await job.learner.train(batch)
@@ -127,13 +129,32 @@ async def _produce_all(job: Job, buffer: RolloutBuffer, first_step: int) -> None
 
 
 async def _produce(job: Job, buffer: RolloutBuffer, step: int) -> None:
-    """Fill one slot. Groups that an interrupted run finished already are taken from disk."""
+    """Fill one slot, with refills for groups that teach nothing (DAPO's dynamic sampling).
+
+    Groups that an interrupted run finished already are taken from disk.
+    """
     finished = job.run_dir.load_partial(step)
     tasks = list(enumerate(job.ready.plan.step(step)))
+    groups = await _play(job, step, tasks, finished)
+    for _ in range(job.config.grpo.max_refills):
+        lacking = len(tasks) - sum(not without_signal(group) for group in groups)
+        if lacking == 0:
+            break
+        first = len(groups)
+        extra = enumerate(job.ready.plan.refill(step, first - len(tasks), lacking), start=first)
+        groups += await _play(job, step, list(extra), finished)
+    await asyncio.to_thread(job.run_dir.seal_step, step, groups)
+    await buffer.put(step, groups)
+
+
+async def _play(
+    job: Job, step: int, tasks: list[tuple[int, Any]], finished: dict[int, Group]
+) -> list[Group]:
+    """The groups of these (prompt index, task) of a step; all at once."""
     # a lockstep engine replays the whole step, so that the batches are composed as they were
     missing = tasks if job.engine.replays else [pair for pair in tasks if pair[0] not in finished]
     size = job.config.grpo.group_size
-    job.engine.admit(len(missing) * size)
+    job.engine.admit(len(missing) * job.player.episodes_of(size))
 
     async def play(prompt: int, task: Any) -> None:
         group = await job.player.group(task, seed=job.config.seed, where=(step, prompt), size=size)
@@ -144,9 +165,7 @@ async def _produce(job: Job, buffer: RolloutBuffer, step: int) -> None:
     async with asyncio.TaskGroup() as group:
         for prompt, task in missing:
             group.create_task(play(prompt, task), name=f"rollouts {step}-{prompt}")
-    groups = [finished[prompt] for prompt, _ in tasks]
-    await asyncio.to_thread(job.run_dir.seal_step, step, groups)
-    await buffer.put(step, groups)
+    return [finished[prompt] for prompt, _ in tasks]
 
 
 async def _take(

@@ -55,20 +55,22 @@ class Policy(nn.Module):
             input_ids=token_ids[None],
             position_ids=position_ids[None],
             use_cache=False,
-            **self._attention_arguments(layout),
+            **attention_arguments(self.model.config, layout),
         ).last_hidden_state[0]
         before, targets = wanted
         return self.head(hidden.index_select(0, before), targets, temperature, entropy)
 
-    def _attention_arguments(self, layout: Layout) -> dict[str, Any]:
-        if self.packed:
-            return {"layout": layout}
-        return {
-            "cu_seq_lens_q": layout.cu_seqlens,
-            "cu_seq_lens_k": layout.cu_seqlens,
-            "max_length_q": layout.longest,
-            "max_length_k": layout.longest,
-        }
+
+def attention_arguments(config: Any, layout: Layout) -> dict[str, Any]:
+    """How a model's attention function is told of the layout: ours, or a varlen kernel."""
+    if config._attn_implementation == NAME:
+        return {"layout": layout}
+    return {
+        "cu_seq_lens_q": layout.cu_seqlens,
+        "cu_seq_lens_k": layout.cu_seqlens,
+        "max_length_q": layout.longest,
+        "max_length_k": layout.longest,
+    }
 
 
 class TokenLogprobs(nn.Module):
@@ -163,7 +165,7 @@ def _refuse_unsupported(model: Any) -> None:
         raise UsageError(f"{config.model_type}: the output head is not a linear layer")
 
 
-def load_policy(path: str | Path, chunk: int, dtype: torch.dtype, device: str = "cpu") -> Policy:
+def load_policy(path: str | Path, dtype: torch.dtype, device: str = "cpu") -> Policy:
     """Load a checkpoint folder or hub name for training."""
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
@@ -178,7 +180,12 @@ def load_policy(path: str | Path, chunk: int, dtype: torch.dtype, device: str = 
     finally:
         if bars:
             logging.enable_progress_bar()
-    return Policy(model.to(device), chunk)
+    return Policy(model.to(device), _chunk_for(model.get_output_embeddings().weight.shape[0]))
+
+
+def _chunk_for(vocabulary: int) -> int:
+    """Tokens whose logits exist at once: 256 MiB of float32, and at most 1,024 tokens."""
+    return min(1024, max(32, 2**26 // vocabulary))
 
 
 def attention_for(device: str, dtype: torch.dtype) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 import rewards
 from envs import Task
-from posttrain.advantages import ADVANTAGES
+from posttrain.algorithm import Algorithm
 from posttrain.chat import Chat
 from posttrain.config import GrpoConfig
 from posttrain.errors import UsageError
@@ -33,8 +33,15 @@ def check_settings(config: GrpoConfig) -> GrpoConfig:
 
     Raises UsageError.
     """
-    if config.algorithm.advantage not in ADVANTAGES:
-        raise UsageError(_unknown("algorithm.advantage", config.algorithm.advantage, ADVANTAGES))
+    algorithm = Algorithm.of(config.algorithm)
+    algorithm.check(config.grpo.group_size)
+    if "teacher" in algorithm.advantage.needs:
+        _check_teacher(algorithm, config)
+    if config.grpo.max_refills and algorithm.critic:
+        raise UsageError(
+            "grpo.max_refills drops groups without signal, and a critic learns from them too: "
+            "set grpo.max_refills = 0"
+        )
     samples = config.grpo.prompts_per_step * config.grpo.group_size
     if samples < config.learner.ranks:
         raise UsageError(
@@ -58,7 +65,8 @@ def check_settings(config: GrpoConfig) -> GrpoConfig:
         for port in range(config.rollout.port, config.rollout.port + config.rollout.servers):
             _check_port(port)
     rollout = config.rollout.model_copy(update={"engine": engine})
-    return config.model_copy(update={"rollout": rollout})
+    chosen = algorithm.settings(config.algorithm)
+    return config.model_copy(update={"rollout": rollout, "algorithm": chosen})
 
 
 def model_window(model: str, config: GrpoConfig) -> int:
@@ -105,13 +113,22 @@ def _check_port(port: int) -> None:
             ) from error
 
 
-def _unknown(setting: str, value: str, known: Any) -> str:
-    return f"{setting} = {value!r} is not one of {', '.join(sorted(known))}"
+def _check_teacher(algorithm: Algorithm, config: GrpoConfig) -> None:
+    if not algorithm.teacher:
+        raise UsageError(
+            f"algorithm.advantage = {algorithm.advantage.name!r} imitates a teacher: give the URL "
+            'of its vLLM server, algorithm.advantage = {name = "distill", teacher = "http://..."}'
+        )
+    if config.rollout.temperature != 1.0:
+        raise UsageError(
+            f"rollout.temperature = {config.rollout.temperature:g}: the teacher's log-probs are at "
+            "temperature 1, so the student must be sampled at 1"
+        )
 
 
 def check_columns(reward: Any, task: Task) -> None:
     """Raises UsageError when a reward asks for a column that the tasks don't have."""
-    offered = {"prompt", "completion", "messages", "env_score", *task.columns}
+    offered = {"prompt", "completion", "messages", "env_score", "n_tokens", *task.columns}
     if task.answer is not None:
         offered.add("answer")
     missing = sorted(set(rewards.required_columns(reward)) - offered)
@@ -120,3 +137,4 @@ def check_columns(reward: Any, task: Task) -> None:
             f"reward {rewards.name_of(reward)!r} asks for column {missing[0]!r}, which the tasks "
             f"don't have; they have: {', '.join(sorted(offered))}"
         )
+    rewards.check_row(reward, {**task.columns, "answer": task.answer})

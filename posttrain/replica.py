@@ -220,7 +220,7 @@ class Replica:
         elif len(self._restarted_at) >= self._max_restarts:
             why = (
                 f"It was restarted {len(self._restarted_at)} times in the last "
-                f"{RESTART_WINDOW_S / 60:g} minutes (rollout.max_restarts={self._max_restarts})."
+                f"{RESTART_WINDOW_S / 60:g} minutes, which is all it gets."
             )
         if why:
             self.error = RunError(

@@ -21,6 +21,7 @@ from envs import EndReason, Env, Environment, Message, Step, Task
 from posttrain.chat import Chat
 from posttrain.seeds import derive_seed
 from posttrain.types import (
+    GREEDY,
     Completion,
     Engine,
     FinishReason,
@@ -52,20 +53,27 @@ class Player:
     sampling: Sampling
     limits: EpisodeLimits
     reward: Callable[..., Any] | None = None  # replaces the environment's own score
+    greedy: bool = False  # each group also has one greedy episode, the baseline
+
+    def episodes_of(self, size: int) -> int:
+        """Episodes that a group of ``size`` asks of the engine."""
+        return size + self.greedy
 
     async def group(self, task: Task, *, seed: int, where: tuple[int, int], size: int) -> Group:
         """Play ``size`` episodes of one task; ``where`` is (step, prompt index).
 
-        The caller has admitted the episodes to the engine.
+        The caller has admitted ``episodes_of(size)`` episodes to the engine.
         """
         step, prompt = where
         episodes = [
-            Episode(
-                self, task, f"{step}-{prompt}-{i}", derive_seed(seed, step, prompt, i), i
-            ).play()
+            Episode(self, task, f"{step}-{prompt}-{i}", derive_seed(seed, step, prompt, i), i)
             for i in range(size)
         ]
-        return Group(step, prompt, tuple(await _gather(episodes)))
+        if self.greedy:
+            best = replace(self, sampling=replace(self.sampling, temperature=0.0))
+            episodes.append(Episode(best, task, f"{step}-{prompt}-{size}", 0, GREEDY))
+        played = await _gather([episode.play() for episode in episodes])
+        return Group(step, prompt, tuple(played[:size]), played[size] if self.greedy else None)
 
 
 class _EnvFailure(Exception):
@@ -88,6 +96,8 @@ class Episode:
     turns: list[Turn] = field(default_factory=list)
     messages: list[Message] = field(default_factory=list)
     score: Score | None = None
+    scored_turn: int = 0  # the turn of the latest score
+    turn_values: list[float] = field(default_factory=list)
     generation_s: float = 0.0
     reward_s: float = 0.0
 
@@ -111,6 +121,7 @@ class Episode:
             end_reason=reason,
             generation_s=self.generation_s,
             reward_s=self.reward_s,
+            turn_values=tuple(self.turn_values),
         )
 
     async def _turns(self, env: Env) -> EndReason:
@@ -125,16 +136,31 @@ class Episode:
                 return EndReason.LENGTH
             completion = await self._generate(prompt_ids, turn)
             self.turns.append(Turn(prompt_ids, completion))
+            self.turn_values.append(0.0)
             reply: Message = {"role": "assistant", "content": chat.decode(completion.token_ids)}
             self.messages.append(reply)
             step: Step = await self._call(env.step, reply)
-            self.score = step.score or self.score
+            self._note_score(turn, step.score)
             if step.done or completion.finish_reason is FinishReason.LENGTH:
                 cut = completion.finish_reason is FinishReason.LENGTH
                 return EndReason.LENGTH if cut else EndReason.DONE
             self.messages += step.messages
             prompt_ids = chat.extend(prompt_ids, completion.token_ids, step.messages)
         return EndReason.MAX_TURNS
+
+    def _note_score(self, turn: int, score: Score | None) -> None:
+        """The last score is the outcome; an earlier one becomes its turn's reward.
+
+        Where a reward of the job's own gives the outcome, the environment's last score is its
+        turn's too.
+        """
+        if score is None:
+            return
+        if self.score is not None and self.score.value is not None:
+            self.turn_values[self.scored_turn] = self.score.value
+        self.score, self.scored_turn = score, turn
+        if self.player.reward is not None and score.value is not None:
+            self.turn_values[turn] = score.value
 
     async def _generate(self, prompt_ids: Any, turn: int) -> Completion:
         started = time.perf_counter()
@@ -159,7 +185,9 @@ class Episode:
             return self.score
         started = time.perf_counter()
         case = envs.case_of(self.task, self.messages)
-        case = replace(case, columns={**case.columns, "env_score": self.score})
+        n_tokens = sum(len(turn.completion) for turn in self.turns)
+        known = {"env_score": self.score, "n_tokens": n_tokens}
+        case = replace(case, columns={**case.columns, **known})
         timeout_s = self.player.limits.timeout_s
         score = await rewards.apply(self.player.reward, case, timeout_s=timeout_s)
         self.reward_s += time.perf_counter() - started

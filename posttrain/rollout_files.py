@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 from envs import EndReason
 from posttrain.errors import RunError
 from posttrain.jsonl import JsonLines, read_lines, sync_folder, to_json
-from posttrain.types import Completion, FinishReason, Group, Rollout, Turn
+from posttrain.types import GREEDY, Completion, FinishReason, Group, Rollout, Turn
 from rewards import Outcome, Score
 
 _ARRAYS = ("prompt_ids", "token_ids", "logprobs", "weight_versions")
@@ -56,6 +56,7 @@ SCHEMA = pa.schema(
         ("end_reason", pa.string()),
         ("generation_s", pa.float64()),
         ("reward_s", pa.float64()),
+        ("turn_values", pa.list_(pa.float64())),
         ("messages", pa.string()),  # JSON
         ("turns", pa.list_(_TURN)),
     ]
@@ -170,16 +171,27 @@ def group_to_record(group: Group) -> dict[str, Any]:
     return {
         "step": group.step,
         "prompt_index": group.prompt_index,
-        "rollouts": [_rollout_to_record(rollout, _turn_to_record) for rollout in group.rollouts],
+        "rollouts": [_rollout_to_record(rollout, _turn_to_record) for rollout in _all(group)],
     }
 
 
 def group_from_record(record: Mapping[str, Any]) -> Group:
-    rollouts = tuple(
+    rollouts = [
         _rollout_from_record(row, tuple(_turn_from_record(turn) for turn in row["turns"]))
         for row in record["rollouts"]
-    )
-    return Group(record["step"], record["prompt_index"], rollouts)
+    ]
+    return _group(record["step"], record["prompt_index"], rollouts)
+
+
+def _all(group: Group) -> list[Rollout]:
+    return [*group.rollouts, *([] if group.greedy is None else [group.greedy])]
+
+
+def _group(step: int, prompt: int, rollouts: Sequence[Rollout]) -> Group:
+    """The greedy one, wherever it stands, apart from the others."""
+    members = tuple(rollout for rollout in rollouts if rollout.sample_index != GREEDY)
+    greedy = [rollout for rollout in rollouts if rollout.sample_index == GREEDY]
+    return Group(step, prompt, members, greedy[0] if greedy else None)
 
 
 def _rollout_to_record(rollout: Rollout, turn_to_record: Callable[[Turn], Any]) -> dict[str, Any]:
@@ -194,6 +206,7 @@ def _rollout_to_record(rollout: Rollout, turn_to_record: Callable[[Turn], Any]) 
         "end_reason": rollout.end_reason.value,
         "generation_s": rollout.generation_s,
         "reward_s": rollout.reward_s,
+        "turn_values": list(rollout.turn_values),
         "messages": [dict(message) for message in rollout.messages],
         "turns": [turn_to_record(turn) for turn in rollout.turns],
     }
@@ -210,6 +223,7 @@ def _rollout_from_record(row: Mapping[str, Any], turns: tuple[Turn, ...]) -> Rol
         end_reason=EndReason(row["end_reason"]),
         generation_s=row["generation_s"],
         reward_s=row["reward_s"],
+        turn_values=tuple(row["turn_values"]),
     )
 
 
@@ -241,7 +255,7 @@ def _turn_from_record(row: Mapping[str, Any]) -> Turn:
 
 def _rows(group: Group) -> Iterable[dict[str, Any]]:
     """Rows for Parquet: a rollout's record with its step, the free-form fields as JSON."""
-    for rollout in group.rollouts:
+    for rollout in _all(group):
         row = _rollout_to_record(rollout, _turn_to_columns)
         row |= {"step": group.step, "prompt_index": group.prompt_index}
         row |= {"messages": to_json(row["messages"]), "parts": to_json(row["parts"])}
@@ -258,7 +272,7 @@ def groups_of(table: pa.Table) -> list[Group]:
         row |= {"messages": json.loads(row["messages"]), "parts": json.loads(row["parts"])}
         members = groups.setdefault((row["step"], row["prompt_index"]), [])
         members.append(_rollout_from_record(row, turns))
-    return [Group(step, index, tuple(members)) for (step, index), members in sorted(groups.items())]
+    return [_group(step, index, members) for (step, index), members in sorted(groups.items())]
 
 
 def _turns(column: pa.ChunkedArray) -> Iterable[tuple[Turn, ...]]:

@@ -18,7 +18,9 @@ from posttrain.types import Ints, PackedRow
 
 
 class RowTensors:
-    """``inputs`` of ``Policy.forward``; ``targets``: old log-probs, advantages and mask, each [N].
+    """``inputs`` of ``Policy.forward``, and of its N targets what a loss looks at, each [N].
+
+    ``sequence`` numbers the sample of the row that a target belongs to.
 
     Tokens and targets are filled up to a repeated size, with sequences of token 0 that nobody
     attends to and targets outside the mask, so that every row of a run has one of a few shapes:
@@ -49,11 +51,19 @@ class RowTensors:
             Layout.of(lengths, device, shared=torch.from_numpy(shared) if several else None),
             (tensor(shared[learnt - 1], n_masked), tensor(row.token_ids[learnt], n_masked)),
         )
-        self.targets = (
-            tensor(row.logprobs[learnt], n_masked),
-            tensor(row.advantages[learnt], n_masked),
-            tensor(np.ones(len(learnt), np.bool_), n_masked),
-        )
+        self.old_logprobs = tensor(row.logprobs[learnt], n_masked)
+        self.advantages = tensor(row.advantages[learnt], n_masked)
+        self.mask = tensor(np.ones(len(learnt), np.bool_), n_masked)
+        self.n_sequences = max(1, len(row.lengths))
+        sequence = np.repeat(np.arange(len(row.lengths)), row.lengths)
+        self.sequence = tensor(sequence[learnt], n_masked)
+        self._n_tokens = int(row.lengths.sum())
+        self.values = None if row.values is None else tensor(row.values[learnt], n_masked)
+        self.returns = None if row.returns is None else tensor(row.returns[learnt], n_masked)
+
+    def counts(self) -> dict[str, int]:
+        """For ``Totals``: tokens with a loss, and tokens in all, shared ones counted each time."""
+        return {"trained_tokens": self.n_targets, "learner_tokens": self._n_tokens}
 
 
 _SMALLEST = 16  # tokens and targets of a row, at least

@@ -55,6 +55,7 @@ class ServerSpec:
     device: str = "cpu"  # "cpu" | "cuda"
     startup_timeout_s: float = 300.0
     worker_extension: str = WORKER_EXTENSION
+    tokens_only: bool = True  # without a tokenizer: what is sent and answered are token ids
     env: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -206,7 +207,7 @@ class VllmServer:
                 if time.monotonic() > deadline:
                     raise RunError(
                         f"the vLLM server was not ready in {self.spec.startup_timeout_s:g} s "
-                        f"(rollout.startup_timeout_s)\n{self.tail()}"
+                        f"(grpo.startup_timeout_s)\n{self.tail()}"
                     )
                 await asyncio.sleep(0.1)
 
@@ -229,7 +230,9 @@ def command(spec: ServerSpec, port: int) -> list[str]:
         "--kv-cache-memory-bytes": int(spec.kv_cache_gib * 2**30),
         "--uvicorn-log-level": "warning",
     }
-    switches = ["--tokens-only", "--disable-log-stats", "--disable-uvicorn-access-log"]
+    switches = ["--disable-log-stats", "--disable-uvicorn-access-log"]
+    if spec.tokens_only:
+        switches.append("--tokens-only")
     if spec.device == "cpu":
         # A prompt prefilled in parts rewinds its request's generator, which on CPU raises and ends
         # the engine: no prompt may be split.

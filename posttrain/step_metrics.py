@@ -27,8 +27,8 @@ class Totals:
                 new = torch.maximum(old, new) if name.endswith("_max") else old + new
             self._values[name] = new
 
-    def reduce(self, n_loss_tokens: int) -> dict[str, float]:
-        """Sums become means: the loss over ``n_loss_tokens``, the rest over the tokens seen."""
+    def reduce(self, denominator: float) -> dict[str, float]:
+        """Sums become means: the loss over ``denominator``, the rest over the tokens seen."""
         maxima = {k: self._all(v, dist.ReduceOp.MAX) for k, v in self._values.items() if _is_max(k)}
         names = sorted(self._values.keys() - maxima.keys())
         stacked = torch.stack([self._values[name] for name in names])
@@ -36,7 +36,7 @@ class Totals:
         sums = dict(zip(names, stacked.tolist(), strict=True))
         counts = {name: sums.pop(name) for name in ("trained_tokens", "learner_tokens")}
         trained = max(counts["trained_tokens"], 1)
-        loss = sums.pop("loss") / n_loss_tokens
+        loss = sums.pop("loss") / denominator
         means = {_NAMES.get(name, name): value / trained for name, value in sums.items()}
         return {"loss": loss, **means, **maxima, **counts}
 
@@ -57,7 +57,7 @@ class Clock:
 
     def __init__(self, device: torch.device) -> None:
         self._cuda = device.type == "cuda"
-        self._laps = {"forward": 0.0, "backward": 0.0, "optimizer": 0.0}
+        self._laps = {"forward": 0.0, "backward": 0.0, "optimizer": 0.0, "critic": 0.0}
         self._last = time.perf_counter()
 
     def lap(self, name: str) -> None:

@@ -19,6 +19,8 @@ from posttrain.errors import UsageError
 # rest are measured as they come.
 _CHECKED_AHEAD = 2000
 _CHECK_S = 10.0
+_REFILLS_FROM = 1_000_000_000  # positions of the source that the main order never reaches
+_REFILLS_PER_STEP = 1000
 
 
 class TaskPlan:
@@ -59,6 +61,22 @@ class TaskPlan:
         start = step * self._per_step
         self._fill(start + self._per_step)
         return self._tasks[start : start + self._per_step]
+
+    def refill(self, step: int, first: int, n: int) -> list[Task]:
+        """``n`` more tasks for a step that has used ``first`` of its refills, [n].
+
+        They come from far along the source, so that the main order of tasks stays what it is.
+        Prompts too long are passed over. Raises UsageError when all are.
+        """
+        start = _REFILLS_FROM + step * _REFILLS_PER_STEP
+        found: list[Task] = []
+        for position in range(start, start + _REFILLS_PER_STEP):
+            task = self._source.train(position)
+            if not self._too_long(task):
+                found.append(task)
+            if len(found) == first + n:
+                return found[first:]
+        raise UsageError(f"step {step}: no refill left whose prompt leaves room for an answer")
 
     def _fill(self, n: int) -> None:
         passed_over = 0

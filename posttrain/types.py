@@ -39,6 +39,9 @@ Floats = NDArray[np.float32]
 Bools = NDArray[np.bool_]
 
 
+GREEDY = -1  # sample_index of a group's greedy rollout
+
+
 class FinishReason(StrEnum):
     """Why the engine stopped writing."""
 
@@ -107,13 +110,14 @@ class Rollout:
 
     rollout_id: str  # "<step>-<prompt>-<sample>"
     task_id: str
-    sample_index: int  # position in its group
+    sample_index: int  # position in its group, or GREEDY
     turns: tuple[Turn, ...]
     messages: tuple[Message, ...]  # the whole conversation, as text
     score: Score
     end_reason: EndReason
     generation_s: float = 0.0  # seconds spent waiting for the engine
     reward_s: float = 0.0  # seconds spent in the environment and its rewards
+    turn_values: tuple[float, ...] = ()  # what each turn earned beside the outcome
 
     @property
     def n_completion_tokens(self) -> int:
@@ -134,6 +138,7 @@ class Group:
     step: int
     prompt_index: int  # position of the prompt in its step
     rollouts: tuple[Rollout, ...]  # [G], ordered by sample_index
+    greedy: Rollout | None = None  # the baseline's, where the advantage asks for one (ReMax)
 
     @property
     def values(self) -> list[float | None]:
@@ -147,6 +152,8 @@ class Sample:
 
     ``logprobs[t]`` belongs to ``token_ids[t]``: the log-prob of writing it after ``token_ids[:t]``.
     Where ``loss_mask`` is False, logprobs, advantages and weight_versions are 0 and unused.
+    ``values`` and ``returns`` are there where a critic is trained: what it said of
+    ``token_ids[:t]``, and what it should have said.
     """
 
     token_ids: Ints
@@ -155,6 +162,8 @@ class Sample:
     advantages: Floats
     weight_versions: Ints
     rollout_id: str
+    values: Floats | None = None
+    returns: Floats | None = None
 
     def __post_init__(self) -> None:
         arrays = (self.loss_mask, self.logprobs, self.advantages, self.weight_versions)
@@ -180,6 +189,8 @@ class PackedRow:
     logprobs: Floats
     advantages: Floats
     lengths: Ints
+    values: Floats | None = None
+    returns: Floats | None = None
 
     def __post_init__(self) -> None:
         n = int(self.lengths.sum())
@@ -195,13 +206,16 @@ class Batch:
     """One optimiser step: for each learner rank, the rows it walks through.
 
     Every rank has the same number of rows (a row without samples is padding), because under
-    ZeRO-3 each forward pass is a collective. The denominators are global.
+    ZeRO-3 each forward pass is a collective. The loss of the step is the sum over all rows of all
+    ranks over ``denominator``.
     """
 
     step: int
     rows: tuple[tuple[PackedRow, ...], ...]  # [rank][micro step]
-    n_loss_tokens: int
-    n_samples: int
+    members: tuple[tuple[tuple[int, ...], ...], ...]  # which of the packed samples are in each row
+    denominator: float
+    n_tokens: int  # that carry a loss, in all rows
+    train_policy: bool = True  # False while only the critic learns
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,6 +302,13 @@ class Learner(Protocol):
     async def start(self) -> None: ...
 
     async def train(self, batch: Batch) -> StepResult: ...
+
+    async def examine(self, batch: Batch, what: str) -> list[list[Floats]]:
+        """[rank][row] -> [N]: of each token with a loss, in order, what is said of it.
+
+        ``what`` is "values" (the critic's) or "reference" (log-probs of the start policy).
+        """
+        ...
 
     async def logprobs(self, sequences: Sequence[Ints], temperature: float) -> list[Floats]:
         """For each sequence, the log-probs of ``sequence[1:]``."""

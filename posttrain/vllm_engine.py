@@ -48,12 +48,15 @@ class VllmEngine:
         log_dir: Path,
         *,
         worker_extension: str = WORKER_EXTENSION,
+        max_restarts: int = 3,
         env: Mapping[str, str] | None = None,
     ) -> None:
         rollout = config.rollout
         self.limits = limits_of(config.model, rollout.max_model_len)
         self.transport = transport_of(config)  # "file" | "nccl": how the learner must publish
         self._rollout = rollout
+        self._max_restarts = max_restarts  # of one server within ten minutes
+        self._startup_timeout_s = config.grpo.startup_timeout_s
         self._slots = asyncio.Semaphore(rollout.max_concurrency)
         self._changed = asyncio.Event()
         rule = SyncRule(max_probe_gap=config.sync.max_probe_gap, timeout_s=config.sync.timeout_s)
@@ -62,7 +65,7 @@ class VllmEngine:
                 server,
                 limits=self.limits,
                 rule=rule,
-                max_restarts=rollout.max_restarts,
+                max_restarts=max_restarts,
                 on_change=self._note_change,
             )
             for server in _servers(config, log_dir, self.limits.window, worker_extension, env or {})
@@ -155,7 +158,7 @@ class VllmEngine:
 
     async def _ready_replica(self, name: str) -> Replica:
         """The least loaded ready replica. Waits for one, as long as its restarts may take."""
-        deadline = self._rollout.startup_timeout_s * (1 + self._rollout.max_restarts)
+        deadline = self._startup_timeout_s * (1 + self._max_restarts)
         try:
             async with asyncio.timeout(deadline):
                 while (replica := self._least_loaded()) is None:
@@ -223,7 +226,7 @@ def _servers(
 ) -> list[Server]:
     rollout = config.rollout
     if rollout.urls:
-        return [AttachedServer(url, rollout.startup_timeout_s) for url in rollout.urls]
+        return [AttachedServer(url, config.grpo.startup_timeout_s) for url in rollout.urls]
     check_installed()
     check_ports_free(rollout.port, rollout.servers)
     return [
@@ -239,7 +242,7 @@ def _servers(
                 kv_cache_gib=rollout.kv_cache_gib,
                 transport=transport_of(config),
                 device=device_of_vllm(),
-                startup_timeout_s=rollout.startup_timeout_s,
+                startup_timeout_s=config.grpo.startup_timeout_s,
                 worker_extension=worker_extension,
                 env=env,
             )

@@ -45,8 +45,8 @@ def facts(history: History) -> list[tuple[str, str]]:
     found = [
         ("model", setting(manifest, "model")),
         ("environment", setting(manifest, "env")),
-        ("advantage", setting(manifest, "algorithm.advantage")),
-        ("loss", setting(manifest, "algorithm.loss")),
+        ("advantage", _choice(setting(manifest, "algorithm.advantage"))),
+        ("loss", _choice(setting(manifest, "algorithm.loss"))),
         ("engine", _joined(engine, setting(manifest, "rollout.dtype"))),
         ("learner", f"{ranks or 1} x ZeRO-{stage}" if stage is not None else None),
         ("batch", _batch(manifest)),
@@ -54,6 +54,11 @@ def facts(history: History) -> list[tuple[str, str]]:
         ("started", manifest.get("created")),
     ]
     return [(name, str(value)) for name, value in found if value not in (None, "")]
+
+
+def _choice(chosen: Any) -> Any:
+    """The name of a function; its arguments are in config.json."""
+    return chosen["name"] if isinstance(chosen, dict) else chosen
 
 
 def counted(n: int, thing: str) -> str:

@@ -48,7 +48,7 @@ def measure(model: str, steps: int, threads: int) -> dict[str, object]:
     for step in range(steps):
         batch = pack(_samples(rng), config.learner.tokens_per_row, 1, step)
         start = time.perf_counter()
-        result = learner.train(batch.rows[0], batch.n_loss_tokens)
+        result = learner.train(batch)
         speeds.append(result.metrics["learner_tokens"] / (time.perf_counter() - start))
         if (step + 1) % (steps // 10) == 0:
             memory.append(_resident_mb())

@@ -111,8 +111,11 @@ def test_packing_keeps_every_token_once(sizes, budget: int, ranks: int) -> None:
         for s in samples
     )
     assert samples_in(batch) == expected
-    assert batch.n_loss_tokens == sum(length - prompt for length, prompt in sizes)
-    assert (batch.step, batch.n_samples) == (7, len(samples))
+    assert batch.n_tokens == sum(length - prompt for length, prompt in sizes)
+    assert batch.step == 7
+    assert sorted(i for rank in batch.members for row in rank for i in row) == list(
+        range(len(samples))
+    )
 
 
 @given(sizes, st.integers(1, 64), st.integers(1, 4))
@@ -173,7 +176,8 @@ def test_a_batch_survives_its_file_bit_for_bit(tmp_path: Path) -> None:
     batch = pack(samples, 8, 2, step=3)
     save_batch(batch, tmp_path / "batch.safetensors")
     again = load_batch(tmp_path / "batch.safetensors")
-    assert (again.step, again.n_loss_tokens, again.n_samples) == (3, batch.n_loss_tokens, 5)
+    assert (again.step, again.n_tokens, again.denominator) == (3, batch.n_tokens, batch.denominator)
+    assert again.members == batch.members and again.train_policy
     for rows, rows_again in zip(batch.rows, again.rows, strict=True):
         assert [arrays_of(row) for row in rows] == [arrays_of(row) for row in rows_again]
     assert [path.name for path in tmp_path.iterdir()] == ["batch.safetensors"]

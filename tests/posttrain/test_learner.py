@@ -234,7 +234,7 @@ def reference_gradient(checkpoint: Path) -> tuple[float, float]:
 
 
 def test_the_reference_is_the_start(checkpoint: Path, tmp_path: Path) -> None:
-    config = settings(checkpoint, algorithm={"kl_coef": 0.1})
+    config = settings(checkpoint, algorithm={"kl": {"name": "k3", "coef": 0.1}})
     _, results = trained(config, tmp_path)
     assert results[0].metrics["kl_ref"] == pytest.approx(0.0, abs=1e-6)
     assert results[2].metrics["kl_ref"] > 1e-5

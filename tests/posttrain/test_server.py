@@ -114,7 +114,7 @@ def test_a_server_that_is_slow_to_come_up_is_ended_at_the_deadline(vllm_checkpoi
         started.append(server.pid)
         await starting
 
-    with pytest.raises(RunError, match=r"not ready in 1 s \(rollout\.startup_timeout_s\)"):
+    with pytest.raises(RunError, match=r"not ready in 1 s \(grpo\.startup_timeout_s\)"):
         loop(start())
     assert wait_until(lambda: members(started[0]) == [], seconds=5)
 

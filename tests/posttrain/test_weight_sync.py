@@ -106,8 +106,9 @@ def test_a_stale_lm_head_is_refused(vllm_config, learner, loop, tmp_path):
     """A server without the re-packing of the tied head answers 200 to a sync, and lies."""
     pytest.importorskip("vllm")
     engine = VllmEngine(
-        vllm_config(max_restarts=0),
+        vllm_config(),
         tmp_path,
+        max_restarts=0,
         worker_extension="tests.posttrain.stale_lm_head.WorkerExtension",
     )
 
