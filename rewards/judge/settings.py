@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from rewards.errors import UsageError, did_you_mean
+from rewards.http import api_key
 
 SAMPLING: Mapping[str, Any] = {"temperature": 0.0, "max_tokens": 1024, "seed": 0}
 
@@ -62,11 +62,6 @@ def read_settings(given: Mapping[str, Any]) -> Settings:
         if name not in known:
             raise UsageError(f"a judge has no setting {name!r}.{did_you_mean(name, known)}")
     return Settings(**given)
-
-
-def api_key(variable: str | None) -> str:
-    """The key in the environment variable, read anew each time; empty without one."""
-    return os.environ.get(variable, "").strip() if variable else ""
 
 
 def _check_key(variable: str) -> None:

@@ -51,7 +51,7 @@ def score_of(behave, completion="4", **settings):
 
 @pytest.fixture(autouse=True)
 def quick_retries(monkeypatch):
-    monkeypatch.setattr("rewards.judge.transport.FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr("rewards.http.FIRST_WAIT_S", 0.01)
 
 
 # the grade

@@ -12,7 +12,6 @@ import pytest
 import rewards
 import rewards.model
 from rewards import Case, Outcome, UsageError
-from rewards.model import transport
 from rewards.model.remote import address
 
 SAID = ({"role": "user", "content": "1 + 2 ?"}, {"role": "assistant", "content": "it is 3"})
@@ -99,7 +98,7 @@ def judged(reward, completion="it is 3", messages=(), timeout_s=30.0):
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(transport, "FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr("rewards.http.FIRST_WAIT_S", 0.01)
 
 
 def test_the_documented_contract():
