@@ -1,5 +1,5 @@
 # Every target does the set-up it needs; `make setup` is quick when nothing changed.
-.PHONY: help setup quickstart test test-fast lint lock clean
+.PHONY: help setup quickstart test test-fast lint lock clean sandbox-host
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 
@@ -20,7 +20,10 @@ lint: setup ## ruff and mypy
 	$(PY) -m ruff check .
 	$(PY) -m mypy
 
-test: lint ## ruff, mypy and every test
+sandbox-host: ## what the sandboxes need from the machine: bubblewrap, Docker's engine
+	@scripts/sandbox_host.sh || echo "without them the tests that need them skip, and say so"
+
+test: lint sandbox-host ## ruff, mypy and every test
 	$(PY) -m pytest
 
 test-fast: setup ## the tests that take less than 20 s each

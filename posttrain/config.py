@@ -114,7 +114,7 @@ class RolloutSettings(Settings):
     kv_cache_gib: Positive = Field(
         1.0, description="memory for the KV cache of each server, in GiB"
     )
-    request_timeout_s: Positive = Field(120.0, description="deadline for one completion")
+    request_timeout_s: Positive = Field(600.0, description="deadline for one completion")
 
 
 class LearnerSettings(Settings):

@@ -1,0 +1,66 @@
+"""Decides which part of a response is the program.
+
+1. Only what stands after the last closed thinking section counts; a response whose last section is
+   still open has no program.
+2. Of the fenced blocks there, it is the last one in the wanted language. A fence is a line of
+   at least three backticks or tildes, indented by at most three spaces; it is closed by a line of
+   at least as many of the same. A block without a language counts as being in the wanted one.
+3. A block that is not closed runs to the end of the text: the model may have stopped there. If it
+   was cut off instead, it will not run, or fails.
+4. Without any fence there is no program, unless ``bare``: then the whole text is.
+
+Nothing is parsed, let alone run; the time is linear in the text.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from rewards.answer_text import after_thinking
+from rewards.code.languages import language_of_fence
+
+_FENCE = re.compile(r" {0,3}(?P<mark>`{3,}|~{3,})(?P<info>[^\n`]*)$")
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    language: str  # a name of ours; "" when the fence has none, as written when we do not know it
+    code: str
+
+
+def blocks(text: str) -> list[Block]:
+    """All fenced blocks, in order."""
+    found: list[Block] = []
+    mark, language = "", ""
+    lines: list[str] = []
+    for line in text.replace("\r\n", "\n").split("\n"):
+        match = _FENCE.match(line)
+        if not mark:
+            if match:
+                mark, language, lines = match["mark"], language_of_fence(match["info"]), []
+        elif match and match["mark"].startswith(mark) and not match["info"].strip():
+            found.append(Block(language, "\n".join(lines) + "\n"))
+            mark = ""
+        else:
+            lines.append(line)
+    if mark:
+        found.append(Block(language, "\n".join(lines)))
+    return found
+
+
+def program(response: str, language: str | None = None, *, bare: bool = False) -> Block | None:
+    """The program of a response; None when there is none. See the module for the rules.
+
+    With ``language`` None the last block counts in whatever language it is.
+    """
+    text = after_thinking(response)
+    if text is None:
+        return None
+    found = blocks(text)
+    wanted = [one for one in found if language is None or one.language in ("", language)]
+    if wanted:
+        return wanted[-1]
+    if bare and not found and text.strip():
+        return Block("", text)
+    return None
