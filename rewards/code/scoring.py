@@ -22,7 +22,7 @@ from __future__ import annotations
 import json
 import re
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -107,7 +107,14 @@ def score(
     return _score(judged, total, partial)
 
 
-@register("code")
+def _check_tests(fields: Mapping[str, Any]) -> None:
+    wanted = fields["tests"] if fields.get("tests") is not None else fields.get("answer")
+    if wanted is None:
+        raise ValueError("the reward 'code' needs tests: a column 'tests', or the answer")
+    cases.read(wanted, "tests")
+
+
+@register("code", settings=["partial"], check=_check_tests)
 def code(
     completion: str,
     tests: Any = None,

@@ -416,3 +416,14 @@ def test_some_of_humaneval(solution: str, value: float, sandbox: Recording) -> N
 )
 def test_humaneval(solution: str, value: float, sandbox: Recording) -> None:
     assert values(humaneval(), sandbox, solution) == [value] * 164
+
+
+def test_a_row_without_tests_is_told_when_data_is_loaded():
+    import envs
+
+    rows = [
+        {"prompt": "add", "tests": [{"input": "1", "output": "1"}]},
+        {"prompt": "x", "tests": []},
+    ]
+    with pytest.raises(UsageError, match=r"row 1.*test"):
+        envs.from_tasks(rows, reward="code")
