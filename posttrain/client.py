@@ -52,6 +52,7 @@ class VllmClient:
 
     def __init__(self, url: str, limits: ModelLimits) -> None:
         self.url = url
+        self.adapter = ""  # asked for by name in each request, once one was loaded
         self._limits = limits
         self._idle: list[httpx.AsyncClient] = []
 
@@ -73,8 +74,7 @@ class VllmClient:
                 "logprobs": 0,
             },
         }
-        answer = await self.post("/inference/v1/generate", body, timeout_s=timeout_s, name=name)
-        return _completion(answer, name)
+        return _completion(await self._ask(body, timeout_s, name), name)
 
     async def logprobs(
         self, token_ids: Ints, *, temperature: float, salt: str, timeout_s: float
@@ -98,12 +98,18 @@ class VllmClient:
     async def next_token(self, timeout_s: float) -> None:
         """Have the engine write one token: a sign of life that ``/health`` does not give."""
         body = {"token_ids": [0], "sampling_params": {"max_tokens": 1, "temperature": 0.0}}
-        await self.post("/inference/v1/generate", body, timeout_s=timeout_s, name="sign of life")
+        await self._ask(body, timeout_s, "sign of life")
 
     async def post(
         self, path: str, body: Mapping[str, Any] | None, *, timeout_s: float, name: str
     ) -> Any:
         """POST and decode; ``name`` says in an error what was being done."""
+        return json.loads(await self.command(path, body, timeout_s=timeout_s, name=name))
+
+    async def command(
+        self, path: str, body: Mapping[str, Any] | None, *, timeout_s: float, name: str
+    ) -> bytes:
+        """As ``post``, for a route whose answer is not JSON, or is of no interest."""
         try:
             response = await self._send("POST", path, body, timeout_s)
         except (httpx.TimeoutException, TimeoutError) as error:
@@ -113,7 +119,7 @@ class VllmClient:
         except httpx.TransportError as error:
             raise ServerFailed(f"{name}: {self.url} did not answer: {error!r}") from error
         if response.status_code == 200:
-            return json.loads(response.content)
+            return response.content
         message = f"{name}: {self.url}{path} answered {response.status_code}: {_reason(response)}"
         if response.status_code >= 500:
             raise ServerFailed(message)
@@ -144,6 +150,11 @@ class VllmClient:
         self._idle.append(http)
         return response
 
+    async def _ask(self, body: dict[str, Any], timeout_s: float, name: str) -> Any:
+        if self.adapter:
+            body["model"] = self.adapter
+        return await self.post("/inference/v1/generate", body, timeout_s=timeout_s, name=name)
+
     def _room(self, prompt: Ints, name: str) -> int:
         """Tokens left in the window. Refuses here what would not be refused, but end the server."""
         if len(prompt) == 0:
@@ -168,9 +179,7 @@ class VllmClient:
             "cache_salt": salt,
             "sampling_params": {"max_tokens": 1, "temperature": 1.0, "prompt_logprobs": 0},
         }
-        answer = await self.post(
-            "/inference/v1/generate", body, timeout_s=timeout_s, name="log-probs of a sequence"
-        )
+        answer = await self._ask(body, timeout_s, "log-probs of a sequence")
         per_token = answer["prompt_logprobs"][1:]  # nothing comes before the first token
         pairs = zip(per_token, token_ids[1:].tolist(), strict=True)
         return np.array([entry[str(token)]["logprob"] for entry, token in pairs], dtype=np.float32)
@@ -192,9 +201,7 @@ class VllmClient:
                 "logprob_token_ids": [token, 0 if token else 1],
             },
         }
-        answer = await self.post(
-            "/inference/v1/generate", body, timeout_s=timeout_s, name="log-prob of a token"
-        )
+        answer = await self._ask(body, timeout_s, "log-prob of a token")
         entries = answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
         return next(float(e["logprob"]) for e in entries if e["token_id"] == token)
 

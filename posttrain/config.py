@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from posttrain.errors import UsageError
 
@@ -100,9 +100,6 @@ class RolloutSettings(Settings):
     urls: tuple[str, ...] = Field(
         (), description="attach to these running servers instead of starting any"
     )
-    port: Annotated[int, Field(ge=0, le=65535)] = Field(
-        0, description="first server's port; 0 takes free ones"
-    )
     dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="precision of the engine")
     max_model_len: Annotated[int, Field(ge=0)] = Field(
         0, description="window in tokens; 0: the model's own, at most 4096"
@@ -117,6 +114,26 @@ class RolloutSettings(Settings):
     request_timeout_s: Positive = Field(600.0, description="deadline for one completion")
 
 
+class LoraSettings(Settings):
+    """Low-rank adapters (arXiv:2106.09685): W x + (alpha / rank) B A x; A and B are trained.
+
+    One choice, written as one table: ``learner.lora = {rank = 16, alpha = 32}``.
+    """
+
+    rank: Count
+    alpha: Count = 32
+    targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"  # or names of linear layers
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0  # of an adapter's input, in training
+    sync: Literal["adapter", "merged"] = "adapter"  # what travels to the engine
+
+    @field_validator("targets")
+    @classmethod
+    def _names(cls, targets: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        if not targets:
+            raise ValueError('no layer is named; write "all-linear" for every linear layer')
+        return targets
+
+
 class LearnerSettings(Settings):
     """DeepSpeed."""
 
@@ -128,6 +145,9 @@ class LearnerSettings(Settings):
     zero_stage: Annotated[int, Field(ge=0, le=3)] = Field(0, description="ZeRO stage")
     dtype: Literal["bfloat16", "float32"] = Field(
         "bfloat16", description="precision of forward and backward"
+    )
+    lora: LoraSettings | None = Field(
+        None, description="adapters: rank, alpha, targets, dropout, sync; {}: all weights train"
     )
     learning_rate: Positive = Field(2e-5, description="peak rate of AdamW")
     warmup_steps: Annotated[int, Field(ge=0)] = Field(
@@ -143,6 +163,11 @@ class LearnerSettings(Settings):
         0, description="CPU threads per rank; 0 divides the cores"
     )
     step_timeout_s: Positive = Field(1800.0, description="deadline of one command to the learner")
+
+    @field_validator("lora", mode="before")
+    @classmethod
+    def _empty_is_off(cls, lora: Any) -> Any:
+        return None if lora == {} else lora  # TOML has no word for nothing
 
 
 class SyncSettings(Settings):
@@ -269,6 +294,9 @@ def _set(tree: dict[str, Any], override: str) -> None:
 def _explain(fault: Mapping[str, Any]) -> str:
     where = ".".join(str(part) for part in fault["loc"])
     if fault["type"] == "extra_forbidden":
+        if where.startswith("learner.lora."):
+            known = ", ".join(LoraSettings.model_fields)
+            return f"unknown setting {where!r}; learner.lora has {known}"
         names = [name for name, _, _ in settings_table()]
         sections = sorted({name.rpartition(".")[0] for name in names} - {""})
         close = difflib.get_close_matches(where, [*names, *sections], n=1, cutoff=0.0)

@@ -20,6 +20,7 @@ import torch
 from safetensors.torch import load_file
 
 from posttrain.errors import RunError
+from posttrain.lora import load_adapter
 from posttrain.types import (
     Completion,
     FinishReason,
@@ -135,6 +136,9 @@ class EmbeddedEngine:
                     future.set_result(completion)
 
     def _load(self, path: Path) -> None:
+        if path.is_dir():
+            load_adapter(self._model, path)
+            return
         tensors = load_file(path)
         own = dict(self._model.named_parameters())
         if own.keys() != tensors.keys():

@@ -35,6 +35,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from posttrain import lora
 from posttrain.algorithm import Algorithm
 from posttrain.config import GrpoConfig
 from posttrain.critic import RankCritic
@@ -42,7 +43,7 @@ from posttrain.errors import RunError, UsageError
 from posttrain.losses import TokenTensors, policy_loss
 from posttrain.policy import EntropyMode, Policy, load_policy
 from posttrain.row_tensors import RowTensors, everything_row, rows_of
-from posttrain.snapshot_file import perturbed, write_weights
+from posttrain.snapshot_file import moved, write_checkpoint, write_weights
 from posttrain.step_metrics import Clock, Totals
 from posttrain.types import Batch, Floats, Ints, PackedRow, Snapshot, StepResult
 
@@ -87,7 +88,12 @@ class RankLearner:
         torch.manual_seed(config.seed)
         self._dtype = getattr(torch, self._settings.dtype)
         self._policy = self._load_policy()
-        self._reference = self._load_policy().eval() if self._algorithm.reference else None
+        self._lora = self._settings.lora
+        if self._lora is not None:
+            lora.attach(self._policy.model, self._lora, config.model)
+            self._policy.register_state_dict_post_hook(lora.keep_adapter)
+        two = self._algorithm.reference and self._lora is None
+        self._reference = self._load_policy().eval() if two else None
         # flash-attn's varlen kernel wants every sequence whole; our own attention does not.
         self._share = self._policy.packed
         if self._settings.gradient_checkpointing:
@@ -151,12 +157,9 @@ class RankLearner:
         """The row's loss sum; its metrics go to ``totals``."""
         tensors = RowTensors(row, self._device, share_prompts=self._share)
         mode: EntropyMode = "loss" if self._algorithm.parts.entropy_coef > 0 else "metric"
+        reference = self._reference_logprobs(tensors) if self._algorithm.reference else None
         temperature = self._config.rollout.temperature
         logprobs, entropy = self._engine(*tensors.inputs, temperature, mode)
-        reference = None
-        if self._reference is not None:
-            with torch.no_grad():
-                reference, _ = self._reference(*tensors.inputs, temperature)
         tokens = TokenTensors(
             logprobs,
             tensors.old_logprobs,
@@ -204,13 +207,21 @@ class RankLearner:
             tensors = RowTensors(row, self._device, share_prompts=self._share)
             if what == "values" and self._critic is not None:
                 found.append(self._critic.values(tensors))
-            elif what == "reference" and self._reference is not None:
-                with torch.no_grad():
-                    all_N, _ = self._reference(*tensors.inputs, self._config.rollout.temperature)
+            elif what == "reference" and self._algorithm.reference:
+                all_N = self._reference_logprobs(tensors)
                 found.append(all_N[: tensors.n_targets].cpu().numpy())
             else:
                 raise ValueError(f"this learner has nothing to say of {what!r}")
         return found
+
+    @torch.no_grad()
+    def _reference_logprobs(self, tensors: RowTensors) -> Tensor:
+        """Of the start policy: a model of its own, or this one without its adapter."""
+        temperature = self._config.rollout.temperature
+        if self._reference is not None:
+            return self._reference(*tensors.inputs, temperature)[0]
+        with lora.adapter_off(self._policy.model):
+            return self._engine(*tensors.inputs, temperature)[0]
 
     def logprobs(self, sequences: Sequence[Ints], temperature: float) -> list[Floats]:
         """For each sequence the log-probs of ``sequence[1:]``, under the current weights."""
@@ -227,24 +238,44 @@ class RankLearner:
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """Name and full tensor, one at a time, in Hugging Face names; a tied head is not repeated.
 
+        An adapter is merged into them.
+
         The tensor is whole on every rank until the next one is asked for. The seam for transports:
         the file is one consumer, a collective another.
         """
-        for name, parameter in self._policy.model.named_parameters():
+        scaling = 0.0 if self._lora is None else lora.scaling_of(self._lora)
+        for name, parameter, pair in lora.base_weights(self._policy.model):
+            with self._gathered([parameter, *pair]):
+                yield name, lora.merged(parameter.data, pair, scaling)
+
+    def _adapter(self) -> dict[str, Tensor]:
+        """The adapter's tensors in PEFT's names; on rank 0, empty elsewhere."""
+        found = {}
+        for name, parameter in lora.adapter_weights(self._policy.model):
             with self._gathered([parameter]):
-                yield name, parameter.data
+                if self.rank == 0:
+                    found[name] = parameter.detach().cpu().clone()
+        return found
 
     def publish(self, version: int, folder: Path, perturb: float = 0.0) -> Snapshot:
         """Write the weights, and the probe's log-probs under exactly these. See types.Learner."""
         path: Path | None = None
         with self._moved(perturb):
-            if self._sender is None:
+            if self._lora is not None and self._lora.sync == "adapter":
+                path = folder / f"adapter-{version}"
+                self._write_adapter(path)
+            elif self._sender is None:
                 path = folder / f"weights-{version}.safetensors"
                 write_weights(path, self._shapes(), self.weights(), write=self.rank == 0)
             else:
                 self._sender.send(version)
             (probe,) = self.logprobs([self._probe_ids], 1.0)
         return Snapshot(version, path, self._probe_ids, probe)
+
+    def _write_adapter(self, path: Path) -> None:
+        tensors = self._adapter()
+        if self.rank == 0:
+            lora.write_adapter(path, self._policy.model, tensors)
 
     def attach(self, urls: Sequence[str]) -> None:
         """From now on publish over NCCL to the servers at ``urls``, not through a file."""
@@ -257,19 +288,19 @@ class RankLearner:
         )
 
     def _shapes(self) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
-        named = self._policy.model.named_parameters()
-        return {name: (p.dtype, tuple(getattr(p, "ds_shape", p.shape))) for name, p in named}
+        named = lora.base_weights(self._policy.model)
+        return {name: (p.dtype, tuple(getattr(p, "ds_shape", p.shape))) for name, p, _ in named}
 
     @contextmanager
     def _moved(self, perturb: float) -> Iterator[None]:
-        """Every parameter scaled by seeded noise, and bit for bit as before afterwards."""
+        """What is published moved by seeded noise, and bit for bit as before afterwards."""
         if not perturb:
             yield
             return
         kept: dict[str, Tensor] = {}
 
         def change(rule: Any) -> None:
-            for index, (name, parameter) in enumerate(self._policy.model.named_parameters()):
+            for index, (name, parameter) in enumerate(self._published_parameters()):
                 # Under ZeRO-3 rank 0 changes the whole tensor and all take their part of it.
                 sharded = hasattr(parameter, "ds_id")
                 with self._gathered([parameter], modifier_rank=0), torch.no_grad():
@@ -278,7 +309,8 @@ class RankLearner:
 
         def move(index: int, name: str, parameter: Tensor) -> Tensor:
             kept[name] = parameter.detach().clone()
-            return perturbed(parameter, perturb, seed=index)
+            # B is zero at the start, and would stay so if it were multiplied.
+            return moved(parameter, perturb, seed=index, add=".lora_B." in name)
 
         change(move)
         try:
@@ -286,12 +318,19 @@ class RankLearner:
         finally:
             change(lambda index, name, parameter: kept.pop(name))
 
+    def _published_parameters(self) -> list[tuple[str, nn.Parameter]]:
+        named = list(self._policy.model.named_parameters())
+        if self._lora is not None and self._lora.sync == "adapter":
+            return [(name, parameter) for name, parameter in named if lora.is_part(name)]
+        return named
+
     # state
 
     def save(self, folder: Path) -> None:
         """An ordinary DeepSpeed checkpoint, random state, and a small JSON that says what it is."""
         folder.mkdir(parents=True, exist_ok=True)
-        self._engine.save_checkpoint(str(folder), tag=_TAG)
+        only_trained = self._lora is not None
+        self._engine.save_checkpoint(str(folder), _TAG, exclude_frozen_parameters=only_trained)
         if self._critic is not None:
             self._critic.save(folder)
         np.save(folder / f"rng-{self.rank}.npy", torch.get_rng_state().numpy())
@@ -306,7 +345,8 @@ class RankLearner:
         found = {name: state.get(name) for name in identity}
         if found != identity:
             raise RunError(f"checkpoint {folder} was written with {found}, this run has {identity}")
-        self._engine.load_checkpoint(str(folder), tag=_TAG)
+        strict = self._lora is None  # frozen weights are not in it
+        self._engine.load_checkpoint(str(folder), tag=_TAG, load_module_strict=strict)
         if self._critic is not None:
             self._critic.load(folder)
         torch.set_rng_state(torch.from_numpy(np.load(folder / f"rng-{self.rank}.npy")))
@@ -318,17 +358,21 @@ class RankLearner:
             "zero_stage": self._stage,
             "dtype": self._settings.dtype,
             "critic": self._critic is not None,
+            "lora": None if self._lora is None else self._lora.model_dump(mode="json"),
         }
 
     def export(self, folder: Path) -> None:
-        """Write an ordinary Hugging Face checkpoint with its tokenizer; atomic."""
+        """Write an ordinary Hugging Face checkpoint with its tokenizer; atomic.
+
+        With LoRA the weights are merged, and ``<folder>-adapter`` gets the adapter.
+        """
         whole = {
             name: tensor.detach().cpu().clone() for name, tensor in self.weights() if self.rank == 0
         }
         if self.rank == 0:
-            from posttrain.snapshot_file import write_checkpoint
-
             write_checkpoint(folder, self._policy.model, whole, self._config.model)
+        if self._lora is not None:
+            self._write_adapter(folder.with_name(folder.name + "-adapter"))
         dist.barrier()
 
     # construction
@@ -354,7 +398,7 @@ class RankLearner:
 
     def _optimizer(self, model: nn.Module) -> GuardedAdamW:
         """Weight decay on matrices only, as is usual."""
-        parameters = list(model.parameters())
+        parameters = [p for p in model.parameters() if p.requires_grad]
         groups: list[dict[str, Any]] = [
             {"params": [p for p in parameters if p.ndim > 1]},
             {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},

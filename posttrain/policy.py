@@ -123,7 +123,9 @@ class _ChunkedLogprobs(torch.autograd.Function):
         hidden, weight, bias, targets, entropies = ctx.saved_tensors
         temperature, chunk, entropy = ctx.settings
         d_hidden = torch.empty_like(hidden)
-        d_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
+        d_weight = None  # a frozen head has none
+        if ctx.needs_input_grad[1]:
+            d_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
         d_bias = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
         for part in _parts(len(targets), chunk):
             log_p = _log_softmax(hidden[part], weight, bias, temperature)
@@ -140,9 +142,11 @@ class _ChunkedLogprobs(torch.autograd.Function):
                 d_bias += d_z.sum(0)
             low = d_z.to(hidden.dtype)
             d_hidden[part] = low @ weight
-            d_weight += low.T @ hidden[part]
+            if d_weight is not None:
+                d_weight += low.T @ hidden[part]
         d_bias = None if d_bias is None or bias is None else d_bias.to(bias.dtype)
-        return d_hidden, d_weight.to(weight.dtype), d_bias, None, None, None, None
+        d_weight = None if d_weight is None else d_weight.to(weight.dtype)
+        return d_hidden, d_weight, d_bias, None, None, None, None
 
 
 def _parts(n: int, chunk: int) -> list[slice]:

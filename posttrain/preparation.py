@@ -74,10 +74,19 @@ def prepare(
     if function is not None:
         preflight.check_columns(function, environment.tasks.train(0))
     window = preflight.model_window(config.model, config)
+    _check_lora_targets(config)
     chat = preflight.load_chat(config.model)
     plan = TaskPlan(environment, chat, config, window)
     plan.check(held_out)
     return Prepared(config, environment, function, chat, window, plan, held_out)
+
+
+def _check_lora_targets(config: GrpoConfig) -> None:
+    if config.learner.lora is None:
+        return  # torch and transformers are slow to import
+    from posttrain.lora import check_targets
+
+    check_targets(config.learner.lora, config.model)
 
 
 def _reward(chosen: Sequence[str | Reward]) -> Reward | None:

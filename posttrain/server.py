@@ -36,6 +36,8 @@ INSTALL = (
 HOST = "127.0.0.1"
 WORKER_EXTENSION = "posttrain.vllm_worker.WorkerExtension"
 _STOP_TIMEOUT_S = 10.0
+_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # vLLM makes room for one of these
+LONGEST_RANK = _LORA_RANKS[-1]
 _PREFILL_TOKENS = 8192  # in one step, where the window is shorter
 
 
@@ -46,7 +48,6 @@ class ServerSpec:
     model: str
     log_path: Path
     dtype: str = "bfloat16"
-    port: int = 0  # 0 takes a free one at each start
     max_model_len: int = 4096
     max_num_seqs: int = 256
     threads: int = 1  # CPU only
@@ -55,6 +56,7 @@ class ServerSpec:
     device: str = "cpu"  # "cpu" | "cuda"
     startup_timeout_s: float = 300.0
     worker_extension: str = WORKER_EXTENSION
+    lora_rank: int = 0  # of the adapters it will be sent; 0: it takes whole weights
     tokens_only: bool = True  # without a tokenizer: what is sent and answered are token ids
     env: Mapping[str, str] = field(default_factory=dict)
 
@@ -66,20 +68,6 @@ def check_installed() -> None:
             f"rollout.engine is vllm, but vLLM is not installed. Install it: {INSTALL}; "
             "or set rollout.engine=embedded"
         )
-
-
-def check_ports_free(first: int, servers: int) -> None:
-    """Raise UsageError when a port that was asked for is taken. Port 0 asks for none."""
-    for port in range(first, first + servers) if first else ():
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((HOST, port))
-            except OSError as error:
-                raise UsageError(
-                    f"port {port} for a rollout server can't be used ({error.strerror}); set "
-                    "rollout.port to another, or to 0 to take free ones"
-                ) from error
 
 
 def device_of_vllm() -> str:
@@ -147,7 +135,7 @@ class VllmServer:
     async def start(self) -> None:
         """Start the process and wait until it answers. Raises RunError with the log's end."""
         began = time.monotonic()
-        port = self.spec.port or _free_port()
+        port = _free_port()
         self.url = f"http://{HOST}:{port}"
         self.spec.log_path.parent.mkdir(parents=True, exist_ok=True)
         guard = [sys.executable, "-I", "-S", str(Path(__file__).with_name("server_guard.py"))]
@@ -233,6 +221,9 @@ def command(spec: ServerSpec, port: int) -> list[str]:
     switches = ["--disable-log-stats", "--disable-uvicorn-access-log"]
     if spec.tokens_only:
         switches.append("--tokens-only")
+    if spec.lora_rank:
+        flags["--max-lora-rank"] = next(rank for rank in _LORA_RANKS if rank >= spec.lora_rank)
+        switches.append("--enable-lora")
     if spec.device == "cpu":
         # A prompt prefilled in parts rewinds its request's generator, which on CPU raises and ends
         # the engine: no prompt may be split.
@@ -250,6 +241,8 @@ def environment(spec: ServerSpec) -> dict[str, str]:
     env = dict(os.environ)
     env["PYTHONPATH"] = f"{root}{os.pathsep}{inherited}" if inherited else root
     env |= {"VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    if spec.lora_rank:
+        env["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
     if spec.device == "cpu":
         env |= {
             # The engine and its one worker in the same process: one import of vLLM less at start,

@@ -59,10 +59,15 @@ def _header(shapes: Shapes) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def perturbed(weight: Tensor, share: float, *, seed: int) -> Tensor:
-    """``weight * (1 + share * noise)`` with standard normal noise that the seed decides."""
+def moved(weight: Tensor, share: float, *, seed: int, add: bool = False) -> Tensor:
+    """``weight * (1 + share * noise)`` with standard normal noise that the seed decides.
+
+    With ``add``, for a matrix that may be zero: ``weight + share * noise / sqrt(columns)``.
+    """
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(weight.shape, generator=generator).to(weight.device)
+    if add:
+        return (weight.float() + share * noise / weight.shape[-1] ** 0.5).to(weight.dtype)
     return (weight.float() * (1 + share * noise)).to(weight.dtype)
 
 

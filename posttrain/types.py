@@ -223,10 +223,15 @@ class Snapshot:
     """A published set of weights and the proof to check it with."""
 
     version: int
-    path: Path | None  # file transport: a safetensors file; None when sent over a collective
+    # file transport: a safetensors file, or a folder with an adapter; None: sent over a collective
+    path: Path | None
     probe_ids: Ints  # [T]
     probe_logprobs: Floats  # [T-1], of probe_ids[1:], at temperature 1, under exactly these weights
     gap_allowance: float = 1.0  # multiplies sync.max_probe_gap; the canary's weights are rough
+
+    @property
+    def is_adapter(self) -> bool:
+        return self.path is not None and self.path.is_dir()
 
 
 @dataclass(frozen=True, slots=True)

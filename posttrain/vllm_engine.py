@@ -25,7 +25,6 @@ from posttrain.server import (
     ServerSpec,
     VllmServer,
     check_installed,
-    check_ports_free,
     device_of_vllm,
 )
 from posttrain.types import Completion, Floats, Ints, Request, Snapshot, SyncReport
@@ -228,19 +227,19 @@ def _servers(
     if rollout.urls:
         return [AttachedServer(url, config.grpo.startup_timeout_s) for url in rollout.urls]
     check_installed()
-    check_ports_free(rollout.port, rollout.servers)
+    lora = config.learner.lora
     return [
         VllmServer(
             ServerSpec(
                 model=config.model,
                 log_path=log_dir / f"server-{index}.log",
                 dtype=rollout.dtype,
-                port=rollout.port + index if rollout.port else 0,
                 max_model_len=window,
                 max_num_seqs=-(-rollout.max_concurrency // rollout.servers),
                 threads=rollout.threads or threads_per_server(rollout.servers),
                 kv_cache_gib=rollout.kv_cache_gib,
                 transport=transport_of(config),
+                lora_rank=lora.rank if lora is not None and lora.sync == "adapter" else 0,
                 device=device_of_vllm(),
                 startup_timeout_s=config.grpo.startup_timeout_s,
                 worker_extension=worker_extension,
@@ -275,6 +274,8 @@ def threads_per_server(count: int) -> int:
 def transport_of(config: GrpoConfig) -> str:
     """Resolve "auto": NCCL where the servers are ours and have a GPU beside the learner's."""
     asked = config.sync.transport
+    if config.learner.lora is not None and config.learner.lora.sync == "adapter":
+        return "file"
     if config.rollout.urls:
         return "file" if asked == "auto" else asked
     if asked == "nccl" and device_of_vllm() != "cuda":

@@ -9,6 +9,8 @@ matrix kernels. Two things vLLM does not do are done here:
   renew: the server would answer 200 and sample from a mixture of two versions. Here every head is
   packed again after a reload.
 
+An adapter (LoRA) enters beside the weights, and in the place of the adapter before it.
+
 Loaded by ``--worker-extension-cls posttrain.vllm_worker.WorkerExtension``: importing this module in
 a vLLM worker registers the engine, with or without an installed package. Runs in the server's
 process only; the orchestrator never imports it.
@@ -29,6 +31,8 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferUpdateInfo,
 )
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+from vllm.lora.ops.torch_ops import lora_ops
+from vllm.lora.request import LoRARequest
 from vllm.model_executor.layers.attention import is_deferred_attention_layer
 from vllm.model_executor.layers.vocab_parallel_embedding import (
     ParallelLMHead,
@@ -57,8 +61,67 @@ def use_amx_or_leave_it() -> None:
 use_amx_or_leave_it()
 
 
+def multiply_by_one_adapter_at_once() -> None:
+    """Have a CPU multiply all tokens by the adapter's matrices, where they all have the same one.
+
+    vLLM's own operations for CPUs first copy the matrices for each token: for 3,584 tokens, rank 16
+    and a layer of 192 x 576 that takes 343 ms, and this 78.
+    """
+    lora_ops.bgmv_shrink = _shrink
+    lora_ops.bgmv_expand_slice = _expand_slice
+
+
+def _shrink(
+    inputs: torch.Tensor,
+    weights: torch.Tensor,
+    output: torch.Tensor,
+    indices: torch.Tensor,
+    scaling: float = 1.0,
+) -> None:
+    product = scaling * _product(inputs, weights, output.dtype, indices)
+    output[:, : product.shape[1]] = product
+
+
+def _expand_slice(  # the signature that vLLM calls
+    inputs: torch.Tensor,
+    weights: torch.Tensor,
+    output: torch.Tensor,
+    indices: torch.Tensor,
+    slice_offset: int,
+    slice_size: int,
+    add_inputs: bool = True,
+) -> None:
+    part = output[:, slice_offset : slice_offset + slice_size]
+    product = _product(inputs, weights, output.dtype, indices)
+    part.copy_(part + product if add_inputs else product)
+
+
+def _product(
+    inputs: torch.Tensor, weights: torch.Tensor, dtype: torch.dtype, indices: torch.Tensor
+) -> torch.Tensor:
+    """Inputs [T, i] times weights [adapters, 1, o, i], for each token those it names: [T, o]."""
+    inputs = inputs.to(dtype)
+    if len(indices) and bool((indices == indices[0]).all()):
+        return inputs @ weights[int(indices[0])].flatten(0, -2).to(dtype).T
+    return torch.einsum("ti,toi->to", inputs, weights[indices].flatten(1, -2).to(dtype))
+
+
+multiply_by_one_adapter_at_once()
+
+
 class WorkerExtension:
-    """Named on vLLM's command line so that its workers import this module; adds nothing itself."""
+    """Named on vLLM's command line: its workers import this module and get this method."""
+
+    model_runner: Any  # the worker's
+
+    def replace_adapter(self, path: str) -> None:
+        """Put the adapter in the folder ``path`` in the place of the one that is loaded.
+
+        Requests keep the adapter's number, so those in flight go on with the new one.
+        """
+        manager = self.model_runner.lora_manager
+        (number,) = manager.list_adapters()
+        manager.add_adapter(LoRARequest("policy", number, path, load_inplace=True))
 
 
 @dataclass

@@ -16,10 +16,17 @@ between resume and commit must be held back by the caller until commit, and drop
 
 With the collective transport the learner has done pause to finish by the time a snapshot is handed
 over (``nccl_transport``); what is left here is resume, verify and commit.
+
+An adapter takes the place of start to finish: the server loads it beside its unchanged weights.
+The first one goes through vLLM's own route, which also gives it the name that requests ask for.
+Later ones are put in its place inside the worker. vLLM's ``load_inplace`` is not used: the flag
+stays with the name, so that the adapter would be read from its file at every engine step, and a
+request in flight would put its older file back.
 """
 
 from __future__ import annotations
 
+import secrets
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,7 +51,9 @@ class SyncRule:
 async def apply(client: VllmClient, snapshot: Snapshot, rule: SyncRule, *, salt: str) -> float:
     """Bring one server to the snapshot's weights and return the probe gap. Raises SyncRefused."""
     try:
-        if snapshot.path is not None:
+        if snapshot.is_adapter:
+            await _load_adapter(client, snapshot, rule.timeout_s)
+        elif snapshot.path is not None:
             await _transfer(client, snapshot, rule.timeout_s)
         await _phase(client, "resume", "/resume", None, snapshot, rule.timeout_s)
         return await verify(client, snapshot, rule, salt=salt)
@@ -79,6 +88,22 @@ async def _transfer(client: VllmClient, snapshot: Snapshot, timeout_s: float) ->
         await _phase(client, phase, path, body, snapshot, timeout_s)
 
 
+async def _load_adapter(client: VllmClient, snapshot: Snapshot, timeout_s: float) -> None:
+    path = str(snapshot.path)
+    await _phase(client, "pause", "/pause?mode=keep", None, snapshot, timeout_s)
+    if client.adapter:
+        body: dict[str, object] = {"method": "replace_adapter", "args": [path]}
+        await _phase(client, "adapter", "/collective_rpc", body, snapshot, timeout_s)
+    else:
+        # A name of its own: the server may have been used by another run before.
+        name = f"policy-{secrets.token_hex(4)}"
+        body = {"lora_name": name, "lora_path": path}
+        await _phase(client, "adapter", "/v1/load_lora_adapter", body, snapshot, timeout_s)
+        client.adapter = name
+    version: dict[str, object] = {"new_version": str(snapshot.version)}
+    await _phase(client, "version", "/update_weight_version", version, snapshot, timeout_s)
+
+
 async def _phase(
     client: VllmClient,
     phase: str,
@@ -88,4 +113,4 @@ async def _phase(
     timeout_s: float,
 ) -> None:
     name = f"weight sync {snapshot.version}, {phase}"
-    await client.post(path, body, timeout_s=timeout_s, name=name)
+    await client.command(path, body, timeout_s=timeout_s, name=name)

@@ -1,7 +1,6 @@
 """Bad input: a clear error before any model is loaded, exit code 2, nothing written."""
 
 import json
-import socket
 
 import pytest
 
@@ -118,16 +117,31 @@ def test_prompts_longer_than_the_window_are_named_and_counted(capsys, tmp_path, 
     assert 'grpo.on_long_prompt="drop"' in said
 
 
-def test_port_in_use(capsys, tmp_path, tasks, checkpoint):
-    pytest.importorskip("vllm", reason="the port is vLLM's")
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        said = _refused(
-            capsys, tmp_path, checkpoint, tasks, "rollout.engine=vllm", f"rollout.port={port}"
-        )
-    assert f"port {port} is in use" in said
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("learner.lora={rank=0}", "setting 'learner.lora.rank': Input should be greater than or"),
+        ("learner.lora={alpha=8}", "setting 'learner.lora.rank' is required"),
+        ("learner.lora={rank=8, ranks=2}", "unknown setting 'learner.lora.ranks'; learner.lora"),
+        ("learner.lora={rank=8, sync='file'}", "'learner.lora.sync': Input should be 'adapter' or"),
+        ("learner.lora={rank=8, dropout=1}", "'learner.lora.dropout': Input should be less than 1"),
+        ("learner.lora={rank=8, targets=[]}", 'no layer is named; write "all-linear"'),
+        ("learner.lora={rank=8, targets=['q_prj']}", "has no linear layers called 'q_prj'; it has"),
+        ("learner.lora={rank=8, targets=['lm_head']}", "has no linear layers called 'lm_head'"),
+    ],
+)
+def test_lora_settings(capsys, tmp_path, tasks, checkpoint, setting, message):
+    said = _refused(capsys, tmp_path, checkpoint, tasks, setting)
+    assert message in said
+
+
+def test_lora_settings_that_exclude_each_other(capsys, tmp_path, tasks, checkpoint):
+    nccl = ("learner.lora={rank=8}", "sync.transport=nccl")
+    assert 'learner.lora.sync = "merged"' in _refused(capsys, tmp_path, checkpoint, tasks, *nccl)
+    pytest.importorskip("vllm", reason="the longest rank is vLLM's")
+    long = ("learner.lora={rank=513}", "rollout.engine=vllm")
+    said = _refused(capsys, tmp_path, checkpoint, tasks, *long)
+    assert "vLLM applies adapters up to rank 512" in said
 
 
 def test_missing_vllm_or_deepspeed_says_how_to_install(

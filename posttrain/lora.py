@@ -1,0 +1,170 @@
+"""LoRA: which weights are trained, under which names they travel, and how they are put together.
+
+    y = W x + (alpha / rank) B A x        A [rank, in] random, B [out, rank] zero at the start
+
+(Hu et al., arXiv:2106.09685). PEFT puts the layers into the model in place, so the model keeps its
+class; everything but A and B is frozen. Turned off, the adapter leaves the start policy, which is
+therefore the reference of a KL without a second model.
+
+PEFT names a wrapped layer's weight ``<layer>.base_layer.weight`` and its adapter
+``<layer>.lora_A.default.weight``. Engines and checkpoints know ``<layer>.weight`` for the one and,
+in an adapter folder, ``base_model.model.<layer>.lora_A.weight`` for the other.
+
+Left out: DoRA, rank-stabilised scaling, adapters on embeddings and on the output head (a tied head
+would no longer be tied), and quantised base weights.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from posttrain.config import LoraSettings
+from posttrain.errors import RunError, UsageError
+
+_NAME = "default"  # PEFT's for the only adapter
+_PREFIX = "base_model.model."  # PEFT's, in adapter files
+_WEIGHTS = "adapter_model.safetensors"
+_HEADS = {"lm_head", "embed_out", "embed_tokens", "wte"}
+
+
+def check_targets(settings: LoraSettings | None, model: str) -> None:
+    """Raise UsageError when a named layer is not one of the model's; builds it without weights."""
+    if settings is None or isinstance(settings.targets, str):
+        return
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with torch.device("meta"):
+        empty = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model))
+    found = {name for name, layer in empty.named_modules() if isinstance(layer, nn.Linear)}
+    found = {name.rpartition(".")[2] for name in found} - _HEADS
+    wrong = sorted(set(settings.targets) - found)
+    if wrong:
+        raise UsageError(
+            f"learner.lora.targets: the model {model} has no linear layers called "
+            f'{", ".join(map(repr, wrong))}; it has: {", ".join(sorted(found))}. Or "all-linear"'
+        )
+
+
+def attach(model: nn.Module, settings: LoraSettings, source: str) -> None:
+    """Put a fresh adapter into the model, in place, and freeze the rest."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    targets = settings.targets
+    config = LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=targets if isinstance(targets, str) else list(targets),
+        task_type="CAUSAL_LM",
+        base_model_name_or_path=source,
+    )
+    inject_adapter_in_model(config, model)
+
+
+def keep_adapter(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """A hook on ``state_dict``: what is frozen is in the model's own folder already.
+
+    DeepSpeed can leave frozen weights out itself, but not a tied one's second name.
+    """
+    for name in [name for name in state if not is_part(name)]:
+        del state[name]
+
+
+def attached(model: nn.Module) -> bool:
+    return hasattr(model, "peft_config")
+
+
+@contextmanager
+def adapter_off(model: nn.Module) -> Iterator[None]:
+    """Inside, the model computes as if it had no adapter."""
+    from peft.tuners.lora import LoraLayer
+
+    layers = [layer for layer in model.modules() if isinstance(layer, LoraLayer)]
+    # PEFT's own switch also turns requires_grad off and on, which DeepSpeed must not see change.
+    for layer in layers:
+        layer._disable_adapters = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer._disable_adapters = False
+
+
+# names and tensors
+
+
+def is_part(name: str) -> bool:
+    """Whether a parameter of the wrapped model belongs to the adapter."""
+    return ".lora_" in name
+
+
+def base_weights(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, list[nn.Parameter]]]:
+    """Hugging Face name, weight and [A, B] of its adapter ([] without), of all but the adapter."""
+    parts = dict(model.named_parameters())
+    for name, parameter in parts.items():
+        if is_part(name):
+            continue
+        layer, _, kind = name.partition(".base_layer.")
+        pair = [f"{layer}.lora_{side}.{_NAME}.weight" for side in "AB"]
+        adapted = kind == "weight" and pair[0] in parts
+        yield name.replace(".base_layer.", "."), parameter, [parts[p] for p in pair if adapted]
+
+
+def adapter_weights(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Name in an adapter file, and parameter."""
+    for name, parameter in model.named_parameters():
+        if is_part(name):
+            yield _PREFIX + name.replace(f".{_NAME}.", "."), parameter
+
+
+def merged(weight: Tensor, pair: list[Tensor], scaling: float) -> Tensor:
+    """W + scaling B A, in the weight's precision and rounded once."""
+    if not pair:
+        return weight
+    a, b = (part.detach().float() for part in pair)
+    return (weight.detach().float() + scaling * (b @ a)).to(weight.dtype)
+
+
+def scaling_of(settings: LoraSettings) -> float:
+    return settings.alpha / settings.rank
+
+
+# folders
+
+
+def write_adapter(folder: Path, model: Any, tensors: Mapping[str, Tensor]) -> None:
+    """A folder that ``peft.PeftModel.from_pretrained`` and vLLM load; atomic."""
+    aside = folder.with_name(folder.name + ".partial")
+    for old in (aside, folder):
+        shutil.rmtree(old, ignore_errors=True)
+    aside.mkdir(parents=True)
+    model.peft_config[_NAME].save_pretrained(aside)
+    save_file({name: t.contiguous() for name, t in tensors.items()}, aside / _WEIGHTS)
+    os.replace(aside, folder)
+
+
+def load_adapter(model: nn.Module, folder: Path) -> None:
+    """Make the model compute with the adapter in ``folder``, which may be a newer one.
+
+    Raises RunError when the folder does not have exactly the adapter's tensors.
+    """
+    from peft import LoraConfig, inject_adapter_in_model
+
+    if not attached(model):
+        inject_adapter_in_model(LoraConfig.from_pretrained(folder), model)
+    found, own = load_file(folder / _WEIGHTS), dict(adapter_weights(model))
+    if found.keys() != own.keys():
+        odd = sorted(found.keys() ^ own.keys())
+        raise RunError(f"adapter and model differ in {len(odd)} tensors, the first: {odd[:3]}")
+    with torch.no_grad():
+        for name, parameter in own.items():
+            parameter.copy_(found[name])
