@@ -18,13 +18,13 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from posttrain.config import LoraSettings
@@ -126,7 +126,7 @@ def adapter_weights(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
             yield _PREFIX + name.replace(f".{_NAME}.", "."), parameter
 
 
-def merged(weight: Tensor, pair: list[Tensor], scaling: float) -> Tensor:
+def merged(weight: Tensor, pair: Sequence[Tensor], scaling: float) -> Tensor:
     """W + scaling B A, in the weight's precision and rounded once."""
     if not pair:
         return weight
@@ -148,7 +148,8 @@ def write_adapter(folder: Path, model: Any, tensors: Mapping[str, Tensor]) -> No
         shutil.rmtree(old, ignore_errors=True)
     aside.mkdir(parents=True)
     model.peft_config[_NAME].save_pretrained(aside)
-    save_file({name: t.contiguous() for name, t in tensors.items()}, aside / _WEIGHTS)
+    # Written here: the library's own writing leaves a file that only its owner may read.
+    (aside / _WEIGHTS).write_bytes(save({name: t.contiguous() for name, t in tensors.items()}))
     os.replace(aside, folder)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from posttrain import lora
@@ -22,6 +22,7 @@ from posttrain.config import LoraSettings, make_config
 from posttrain.embedded import EmbeddedEngine
 from posttrain.errors import RunError
 from posttrain.learner_inline import InlineLearner
+from posttrain.learner_process import make_learner
 from posttrain.policy import load_policy
 from posttrain.row_tensors import RowTensors
 from posttrain.run_dir import RunDir
@@ -207,6 +208,42 @@ def test_dropout_acts_in_training_only(checkpoint, tmp_path):
     assert noisy != quiet
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_two_ranks_under_zero_3_train_sync_resume_and_export_the_same(checkpoint, tmp_path):
+    """Parameters in parts: as one rank that has them whole, to rounding."""
+
+    async def work(learner, folder, first=0):
+        if first:
+            await learner.load(folder / "saved")
+        for step in range(first, 4):
+            await learner.train(pack(make_samples(step), 64, learner.world_size, step))
+            if step == 1:
+                await learner.save(folder / "saved")
+        await learner.publish(-1, folder, perturb=1.0)
+        await learner.export(folder / "model")
+        return load_file((await learner.publish(4, folder)).path / "adapter_model.safetensors")
+
+    async def play(config, folder, first=0):
+        learner = make_learner(config, PROBE, folder)
+        try:
+            await learner.start()
+            return await work(learner, folder, first)
+        finally:
+            await learner.close()
+
+    two = config_of(checkpoint, TABLE, placement="process", ranks=2, zero_stage=3)
+    whole = asyncio.run(play(config_of(checkpoint, TABLE), tmp_path / "one"))
+    parts = asyncio.run(play(two, tmp_path / "two"))
+    again = asyncio.run(play(two, tmp_path / "two", first=2))
+    for name, tensor in whole.items():
+        assert ((parts[name] - tensor).abs() > 0.02 * RATE).float().mean() < 0.02, name
+        assert torch.equal(parts[name], again[name]), name
+    one, other = (load_file(tmp_path / n / "model" / "model.safetensors") for n in ("one", "two"))
+    assert one.keys() == other.keys()
+    assert all((one[name] - other[name]).abs().max() < 4 * RATE for name in one)
+
+
 # folders
 
 
@@ -313,7 +350,7 @@ def test_an_adapter_with_other_tensors_is_refused(checkpoint, tmp_path):
         path = snapshot.path / "adapter_model.safetensors"
         tensors = load_file(path)
         tensors.pop(next(iter(tensors)))
-        lora.save_file(tensors, path)
+        save_file(tensors, path)
         engine = EmbeddedEngine(checkpoint, dtype="float32", max_probe_gap=1.0, max_batch=8)
         await engine.start()
         await engine.sync(snapshot)
