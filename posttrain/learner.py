@@ -92,8 +92,8 @@ class RankLearner:
         if self._lora is not None:
             lora.attach(self._policy.model, self._lora, config.model)
             self._policy.register_state_dict_post_hook(lora.keep_adapter)
-        two = self._algorithm.reference and self._lora is None
-        self._reference = self._load_policy().eval() if two else None
+        apart = self._algorithm.reference and self._lora is None  # a model of its own
+        self._reference = self._load_policy().eval() if apart else None
         # flash-attn's varlen kernel wants every sequence whole; our own attention does not.
         self._share = self._policy.packed
         if self._settings.gradient_checkpointing:
