@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 
 from posttrain.types import Group
+from posttrain.waits import waiting
 
 
 class RolloutBuffer:
@@ -26,13 +27,16 @@ class RolloutBuffer:
 
     async def may_start(self, step: int) -> None:
         """Wait until rollouts for ``step`` would not be too stale."""
+        name = f"weights {step - self.max_lag}, for the rollouts of step {step}"
         async with self._changed:
-            await self._changed.wait_for(lambda: self.version >= step - self.max_lag)
+            with waiting(name, owner="loop"):
+                await self._changed.wait_for(lambda: self.version >= step - self.max_lag)
 
     async def room(self) -> None:
         """Wait until fewer than ``max_lag + 1`` slots are full."""
         async with self._changed:
-            await self._changed.wait_for(lambda: len(self._slots) <= self.max_lag)
+            with waiting("room in the buffer", owner="loop"):
+                await self._changed.wait_for(lambda: len(self._slots) <= self.max_lag)
 
     async def advance(self, version: int) -> None:
         """The engine now serves ``version``."""
@@ -51,7 +55,8 @@ class RolloutBuffer:
     async def take(self, step: int) -> list[Group]:
         """Wait for a slot and empty it."""
         async with self._changed:
-            await self._changed.wait_for(lambda: step in self._slots)
+            with waiting(f"rollouts of step {step}", owner="engine and rewards"):
+                await self._changed.wait_for(lambda: step in self._slots)
             groups = self._slots.pop(step)
             self._changed.notify_all()
             return groups

@@ -16,6 +16,7 @@ import shutil
 from pathlib import Path
 
 from posttrain.types import Learner
+from posttrain.waits import waiting
 
 _MARK = "loop.json"
 
@@ -28,7 +29,8 @@ async def save_checkpoint(folder: Path, step: int, learner: Learner, keep: int) 
     aside = folder / f"{target.name}.tmp"
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
-    await learner.save(aside / "learner")
+    with waiting(f"checkpoint {step}", owner="learner"):
+        await learner.save(aside / "learner")
     mark = aside / _MARK
     mark.write_text(json.dumps({"step": step, "world_size": learner.world_size}))
     _flush(aside)

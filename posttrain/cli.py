@@ -53,6 +53,12 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--out", type=Path, help="where to write it (default: in the run)")
     report.set_defaults(run=_report)
 
+    status = commands.add_parser("status", help="why is it waiting? of a run, live or over")
+    status.add_argument("run_dir", type=Path)
+    status.add_argument("--json", action="store_true", help="for machines")
+    status.add_argument("--watch", action="store_true", help="again and again until it is over")
+    status.set_defaults(run=_status)
+
     settings = commands.add_parser("settings", help="list every setting, its default and meaning")
     settings.set_defaults(run=_settings)
 
@@ -120,6 +126,12 @@ def _report(options: argparse.Namespace) -> int:
 
     print(write_report(options.run_dir, options.out))
     return 0
+
+
+def _status(options: argparse.Namespace) -> int:
+    from posttrain.status_text import show_status
+
+    return show_status(options.run_dir, as_json=options.json, watch=options.watch)
 
 
 def _settings(options: argparse.Namespace) -> int:

@@ -30,6 +30,7 @@ from posttrain.types import (
     Snapshot,
     SyncReport,
 )
+from posttrain.waits import REQUESTS, waiting
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -75,7 +76,9 @@ class EmbeddedEngine:
         future: asyncio.Future[Completion] = asyncio.get_running_loop().create_future()
         self._waiting.append((request, future))
         self._start_batch_if_all_wait()
-        return await future
+        name = f"request {request.request_id}"
+        with waiting(name, owner="embedded engine", many=REQUESTS):
+            return await future
 
     async def sync(self, snapshot: Snapshot) -> SyncReport:
         """Copy the snapshot's tensors in; refuses a snapshot that is not exactly this model's."""
@@ -84,9 +87,12 @@ class EmbeddedEngine:
                 "the embedded engine takes weights from files, and the snapshot has none"
             )
         started = asyncio.get_running_loop().time()
+        name = f"weight sync {snapshot.version}"
         async with self._lock:
-            await asyncio.to_thread(self._load, snapshot.path)
-            probe = await asyncio.to_thread(self._logprobs, snapshot.probe_ids, 1.0)
+            with waiting(f"{name}, load", owner="embedded engine"):
+                await asyncio.to_thread(self._load, snapshot.path)
+            with waiting(f"{name}, verify", owner="embedded engine"):
+                probe = await asyncio.to_thread(self._logprobs, snapshot.probe_ids, 1.0)
             self._version = snapshot.version
         gap = float(np.abs(probe - snapshot.probe_logprobs).mean())
         limit = self._max_gap * snapshot.gap_allowance

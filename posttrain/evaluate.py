@@ -20,6 +20,7 @@ from typing import Any
 from envs import Task
 from posttrain.rollout import Player
 from posttrain.types import EvalResult, Group
+from posttrain.waits import waiting
 from rewards import Outcome
 
 _Z = 1.959964  # 97.5 % point of the normal distribution
@@ -28,12 +29,13 @@ _Z = 1.959964  # 97.5 % point of the normal distribution
 async def evaluate(player: Player, tasks: Sequence[Task], *, samples: int, seed: int) -> EvalResult:
     """Play ``samples`` episodes of each task and sum up."""
     player.engine.admit(len(tasks) * samples)
-    groups = await asyncio.gather(
-        *(
-            player.group(task, seed=seed, where=(0, index), size=samples)
-            for index, task in enumerate(tasks)
+    with waiting(f"evaluation on {len(tasks)} tasks", owner="engine and rewards"):
+        groups = await asyncio.gather(
+            *(
+                player.group(task, seed=seed, where=(0, index), size=samples)
+                for index, task in enumerate(tasks)
+            )
         )
-    )
     return summarise(groups, samples)
 
 

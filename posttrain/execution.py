@@ -27,6 +27,7 @@ from posttrain.loop import train
 from posttrain.preparation import Prepared
 from posttrain.run_dir import RunDir
 from posttrain.seeds import derive_seed
+from posttrain.status_file import StatusFile
 from posttrain.trackers import make_trackers
 from posttrain.types import EvalResult
 
@@ -40,6 +41,7 @@ def execute(ready: Prepared, run_dir: RunDir, *, quiet: bool) -> None:
     config = ready.config
     with (
         run_dir,
+        StatusFile(run_dir.path),
         Console(config.grpo.steps, quiet, first_step=first) as console,
         make_trackers(config.trackers, run_dir.path, config, first_step=first) as trackers,
     ):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from posttrain.config import GrpoConfig
 from posttrain.errors import RunError
 from posttrain.types import Batch, Floats, Ints, Snapshot, StepResult
+from posttrain.waits import waiting
 
 if TYPE_CHECKING:
     from posttrain.learner import RankLearner
@@ -76,4 +77,6 @@ class InlineLearner:
         return RankLearner(self._config, self._probe_ids)
 
     async def _in_thread(self, function: Callable[..., T], *arguments: Any) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
+        loop = asyncio.get_running_loop()
+        with waiting(f"learner, {function.__name__.strip('_')}", owner="learner, inline"):
+            return await loop.run_in_executor(self._thread, function, *arguments)

@@ -24,6 +24,7 @@ import json
 import os
 import secrets
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -35,12 +36,14 @@ from typing import Any
 
 import numpy as np
 
+from posttrain import waits
 from posttrain.batching import save_batch
 from posttrain.config import GrpoConfig
 from posttrain.errors import RunError, UsageError
 from posttrain.learner_inline import InlineLearner
 from posttrain.learner_rank import TOKEN
 from posttrain.types import Batch, Floats, Ints, Learner, Snapshot, StepResult
+from posttrain.waits import waiting
 
 LISTEN = "POSTTRAIN_LEARNER_LISTEN"
 _CLOSE_TIMEOUT_S = 10.0
@@ -84,6 +87,10 @@ class _Rank:
     number: int
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
+
+    @property
+    def name(self) -> str:
+        return f"learner rank {self.number}"
 
     async def ask(self, message: Mapping[str, Any]) -> Any:
         """Send a command and wait for its answer; _RankFailed when there is none, or an error."""
@@ -138,7 +145,8 @@ class ProcessLearner:
             port = self._server.sockets[0].getsockname()[1]
             self._guard = await asyncio.to_thread(self._spawn, f"127.0.0.1:{port}")
         try:
-            await asyncio.wait_for(self._all_joined(), deadline)
+            with waiting("learner, connect", deadline_s=deadline, owner="learner ranks"):
+                await asyncio.wait_for(self._all_joined(), deadline)
         except TimeoutError:
             raise await self._failure(
                 f"learner: {len(self._ranks)} of {self.world_size} ranks connected within "
@@ -210,7 +218,7 @@ class ProcessLearner:
             if self._failed or not self._ranks:
                 raise RunError(f"learner, {name}: {self._failed or 'it has not been started'}")
             message = {"command": name, **payload}
-            tasks = [asyncio.ensure_future(rank.ask(message)) for rank in self._ranks]
+            tasks = [asyncio.ensure_future(self._ask(r, message, deadline_s)) for r in self._ranks]
             try:
                 return await asyncio.wait_for(asyncio.gather(*tasks), deadline_s)
             except TimeoutError:
@@ -232,6 +240,11 @@ class ProcessLearner:
             finally:
                 for task in tasks:
                     task.cancel()
+
+    async def _ask(self, rank: _Rank, message: Mapping[str, Any], deadline_s: float) -> Any:
+        name = f"learner, {message['command']}"
+        with waiting(name, deadline_s=deadline_s, owner=rank.name):
+            return await rank.ask(message)
 
     async def _failure(self, what: str, rank: int = 0) -> RunError:
         """Ends all ranks, and says why with the log's end and how to go on."""
@@ -292,6 +305,8 @@ class ProcessLearner:
             known = False
         if known:
             self._joined.put_nowait(rank)
+            if hello.get("host") == socket.gethostname():  # a pid means something here only
+                waits.started(rank.name, int(hello["pid"]))
         else:
             writer.close()  # not one of ours
 
@@ -308,6 +323,7 @@ class ProcessLearner:
     async def _end(self) -> None:
         for rank in self._ranks:
             rank.writer.close()
+            waits.ended(rank.name)
         self._ranks = []
         if self._server is not None:
             self._server.close()

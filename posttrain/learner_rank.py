@@ -40,7 +40,8 @@ def main() -> None:
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     with connection, connection.makefile("rwb") as stream:
         world_size = int(os.environ.get("WORLD_SIZE", "1"))
-        _send(stream, {"rank": rank, "world_size": world_size, "token": os.environ.get(TOKEN, "")})
+        who = {"rank": rank, "world_size": world_size, "token": os.environ.get(TOKEN, "")}
+        _send(stream, who | {"pid": os.getpid(), "host": socket.gethostname()})
         serve(stream)
     # Not through interpreter shutdown: process groups of ranks that left already may block it.
     sys.stdout.flush()

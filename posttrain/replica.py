@@ -21,6 +21,7 @@ from posttrain import weight_sync
 from posttrain.client import ModelLimits, RequestTimedOut, ServerFailed, VllmClient
 from posttrain.errors import RunError
 from posttrain.types import Completion, Floats, Ints, Request, Snapshot
+from posttrain.waits import waiting
 from posttrain.weight_sync import SyncRefused, SyncRule
 
 RESTART_WINDOW_S = 600.0
@@ -192,7 +193,9 @@ class Replica:
         await self.server.start()
         self._client = VllmClient(self.server.url, self._limits)
         try:  # the first token takes seconds, and shows that the engine works
-            await self._client.next_token(_FIRST_TOKEN_TIMEOUT_S)
+            name, deadline_s = "a server's first token", _FIRST_TOKEN_TIMEOUT_S
+            with waiting(name, deadline_s=deadline_s, owner=self.server.url):
+                await self._client.next_token(deadline_s)
         except ServerFailed as failure:
             raise RunError(f"the server came up, but {failure}\n{self.server.tail()}") from failure
 

@@ -31,6 +31,7 @@ from posttrain.types import (
     Sampling,
     Turn,
 )
+from posttrain.waits import ENVIRONMENTS, REWARDS, waiting
 from rewards import Outcome, Score
 
 
@@ -189,7 +190,9 @@ class Episode:
         known = {"env_score": self.score, "n_tokens": n_tokens}
         case = replace(case, columns={**case.columns, **known})
         timeout_s = self.player.limits.timeout_s
-        score = await rewards.apply(self.player.reward, case, timeout_s=timeout_s)
+        name = f"reward {rewards.name_of(self.player.reward)!r} of {self.rollout_id}"
+        with waiting(name, deadline_s=timeout_s, owner=f"task {self.task.task_id}", many=REWARDS):
+            score = await rewards.apply(self.player.reward, case, timeout_s=timeout_s)
         self.reward_s += time.perf_counter() - started
         return score
 
@@ -199,9 +202,10 @@ class Episode:
         name = f"{self.player.environment.name}.{method.__name__}"
         try:
             async with asyncio.timeout(self.player.limits.timeout_s):
-                if inspect.iscoroutinefunction(method):
-                    return await method(*args, **kwargs)
-                return await asyncio.to_thread(method, *args, **kwargs)
+                with self._waiting_for(name):
+                    if inspect.iscoroutinefunction(method):
+                        return await method(*args, **kwargs)
+                    return await asyncio.to_thread(method, *args, **kwargs)
         except TimeoutError as error:
             detail = f"{name} gave no answer within {self.player.limits.timeout_s:g} s"
             score = Score(None, Outcome.TIMEOUT, detail=detail)
@@ -215,6 +219,11 @@ class Episode:
             raise _EnvFailure(EndReason.ENV_ERROR, score) from error
         finally:
             self.reward_s += time.perf_counter() - started
+
+    def _waiting_for(self, call: str) -> waiting:
+        owner, deadline_s = f"task {self.task.task_id}", self.player.limits.timeout_s
+        name = f"{call} of {self.rollout_id}"
+        return waiting(name, deadline_s=deadline_s, owner=owner, many=ENVIRONMENTS)
 
     async def _close(self, env: Env) -> None:
         try:

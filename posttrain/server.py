@@ -28,6 +28,7 @@ from typing import Any
 
 import httpx
 
+from posttrain import waits
 from posttrain.errors import RunError, UsageError
 
 INSTALL = (
@@ -90,7 +91,10 @@ class AttachedServer:
 
     async def start(self) -> None:
         """Wait until it is healthy, and check that its weights can be replaced."""
-        deadline = time.monotonic() + self._timeout_s
+        with waits.waiting("a healthy server", deadline_s=self._timeout_s, owner=self.url):
+            await self._wait_until_healthy(time.monotonic() + self._timeout_s)
+
+    async def _wait_until_healthy(self, deadline: float) -> None:
         async with httpx.AsyncClient(base_url=self.url, timeout=5.0, trust_env=False) as http:
             while not await _answers(http, "/health"):
                 if time.monotonic() > deadline:
@@ -123,6 +127,7 @@ class VllmServer:
         self.spec = spec
         self.url = ""
         self.ready_s = 0.0
+        self._name = ""
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -148,8 +153,12 @@ class VllmServer:
                 env=environment(self.spec),
                 start_new_session=True,
             )
+        self._name = f"{self.spec.log_path.stem} (guard)"
+        waits.started(self._name, self._process.pid)
+        deadline_s = self.spec.startup_timeout_s
         try:
-            await self._wait_until_healthy(began + self.spec.startup_timeout_s)
+            with waits.waiting("start of a rollout server", deadline_s=deadline_s, owner=self.url):
+                await self._wait_until_healthy(began + deadline_s)
         except BaseException:
             await self.stop()
             raise
@@ -172,6 +181,7 @@ class VllmServer:
         process, self._process = self._process, None
         if process is None:
             return
+        waits.ended(self._name)
         if at_once and process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
         if process.stdin is not None:

@@ -15,6 +15,7 @@ import numpy as np
 from posttrain.client import ModelLimits, ServerFailed, VllmClient
 from posttrain.errors import RunError, UsageError
 from posttrain.types import Floats, Ints
+from posttrain.waits import waiting
 
 _CONCURRENCY = 16
 _SENTENCE = "What is 12 + 34 * 5? Think first: \\frac{1}{2} é 漢 <think>\n"
@@ -52,7 +53,8 @@ class Teacher:
 
         The first token, which has nothing before it, gets 0. Raises RunError.
         """
-        return list(await asyncio.gather(*(self._one(ids) for ids in sequences)))
+        with waiting("the teacher's log-probs", deadline_s=self._timeout_s, owner=self._url):
+            return list(await asyncio.gather(*(self._one(ids) for ids in sequences)))
 
     async def _one(self, ids: Ints) -> Floats:
         async with self._slots:

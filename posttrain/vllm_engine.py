@@ -28,6 +28,7 @@ from posttrain.server import (
     device_of_vllm,
 )
 from posttrain.types import Completion, Floats, Ints, Request, Snapshot, SyncReport
+from posttrain.waits import QUEUED, REQUESTS, waiting
 from posttrain.weight_sync import SyncRule
 
 _MONITOR_EVERY_S = 2.0
@@ -101,16 +102,23 @@ class VllmEngine:
         """See ``admit``."""
 
     async def generate(self, request: Request) -> Completion:
-        async with self._slots:
+        name, deadline_s = f"request {request.request_id}", self._rollout.request_timeout_s
+        with waiting(name, owner="rollout.max_concurrency", many=QUEUED):
+            await self._slots.acquire()
+        try:
             for _ in range(_ATTEMPTS):
-                replica = await self._ready_replica(f"request {request.request_id}")
+                replica = await self._ready_replica(name)
                 seen = replica.restarts
+                owner = replica.server.url
                 try:
-                    return await replica.generate(request, self._rollout.request_timeout_s)
+                    with waiting(name, deadline_s=deadline_s, owner=owner, many=REQUESTS):
+                        return await replica.generate(request, deadline_s)
                 except Quarantined:
                     continue
                 except ServerFailed as failure:
                     await self._judge(replica, failure, seen)
+        finally:
+            self._slots.release()
         raise RunError(f"request {request.request_id} failed {_ATTEMPTS} times on healthy servers")
 
     async def logprobs(self, token_ids: Ints, temperature: float) -> Floats:
@@ -161,7 +169,8 @@ class VllmEngine:
         try:
             async with asyncio.timeout(deadline):
                 while (replica := self._least_loaded()) is None:
-                    await self._changed.wait()
+                    with waiting("a ready rollout server", deadline_s=deadline, owner=name):
+                        await self._changed.wait()
                 return replica
         except TimeoutError as error:
             raise RunError(f"{name}: no rollout server was ready within {deadline:g} s") from error

@@ -34,6 +34,7 @@ import numpy as np
 from posttrain.client import ServerFailed, VllmClient
 from posttrain.errors import RunError
 from posttrain.types import Snapshot
+from posttrain.waits import waiting
 
 
 class SyncRefused(Exception):
@@ -63,9 +64,11 @@ async def apply(client: VllmClient, snapshot: Snapshot, rule: SyncRule, *, salt:
 
 async def verify(client: VllmClient, snapshot: Snapshot, rule: SyncRule, *, salt: str) -> float:
     """The probe gap. Raises SyncRefused when it is above the limit, or not a number."""
-    found = await client.logprobs(
-        snapshot.probe_ids, temperature=1.0, salt=salt, timeout_s=rule.timeout_s
-    )
+    name = f"weight sync {snapshot.version}, verify"
+    with waiting(name, deadline_s=rule.timeout_s, owner=client.url):
+        found = await client.logprobs(
+            snapshot.probe_ids, temperature=1.0, salt=salt, timeout_s=rule.timeout_s
+        )
     gap = float(np.abs(found - snapshot.probe_logprobs).mean())
     limit = rule.max_probe_gap * snapshot.gap_allowance
     if not gap <= limit:
@@ -113,4 +116,5 @@ async def _phase(
     timeout_s: float,
 ) -> None:
     name = f"weight sync {snapshot.version}, {phase}"
-    await client.command(path, body, timeout_s=timeout_s, name=name)
+    with waiting(name, deadline_s=timeout_s, owner=client.url):
+        await client.command(path, body, timeout_s=timeout_s, name=name)

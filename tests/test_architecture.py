@@ -36,8 +36,8 @@ PACKAGES = {
 # posttrain from bottom to top: a module imports only those before it, lazily or not. A folder is
 # one entry. Every module must be here, and nothing that is gone.
 ORDER = [
-    *("errors", "shadowing", "types", "presets", "config", "seeds", "jsonl"),
-    *("provenance", "run_lock", "rollout_files", "run_dir"),
+    *("errors", "waits", "shadowing", "types", "presets", "config", "seeds", "jsonl"),
+    *("provenance", "run_lock", "status_file", "rollout_files", "run_dir"),
     *("registry", "advantages", "token_tensors", "corrections", "losses", "algorithm"),
     *("packed_attention", "policy", "batching"),
     *("chat", "rollout", "buffer"),
@@ -48,7 +48,7 @@ ORDER = [
     *("teacher", "step", "checkpoint", "evaluate"),
     *("console", "trackers", "trainers", "report"),
     *("preflight", "tasks", "preparation", "job", "loop", "execution"),
-    *("doctor_probes", "doctor", "api", "cli"),
+    *("status", "status_text", "doctor_probes", "doctor", "api", "cli"),
 ]
 
 # Heavy package -> the only modules that import it.

@@ -1,10 +1,13 @@
 """A small job that runs as a process of its own, so that tests can kill and interrupt it.
 
 python small_job.py MODEL RUN_DIR [SETTINGS_JSON]     start, or go on where RUN_DIR holds a run
+
+The setting ``slow_reward_s`` is this file's: a reward that takes so long judges in its place.
 """
 
 import json
 import sys
+import time
 from pathlib import Path
 
 import envs
@@ -37,11 +40,18 @@ if __name__ == "__main__":
     settings = DEFAULTS | json.loads(sys.argv[3] if len(sys.argv) > 3 else "{}")
     rows = [{"prompt": f"what is {i} + 1 ?", "answer": str(i + 1)} for i in range(200)]
     env = envs.from_tasks(rows, reward=variety)
+    slow_s = settings.pop("slow_reward_s", 0.0)
+
+    def slow(completion: str) -> float:
+        time.sleep(slow_s)
+        return variety(completion)
+
+    reward = [slow] if slow_s else []
     try:
         if (run_dir / "config.json").exists():
             posttrain.resume(run_dir, env=env)
         else:
-            posttrain.grpo(model=model, env=env, run_dir=run_dir, **settings)
+            posttrain.grpo(model=model, env=env, reward=reward, run_dir=run_dir, **settings)
     except posttrain.RunError as error:
         print(error, file=sys.stderr)
         raise SystemExit(1) from error
