@@ -43,6 +43,8 @@ def _parser() -> argparse.ArgumentParser:
     grpo.add_argument("--quiet", action="store_true", help="no progress")
     grpo.set_defaults(run=_grpo)
 
+    _plan_parser(commands)
+
     resume = commands.add_parser("resume", help="go on with an interrupted run")
     resume.add_argument("run_dir", type=Path)
     resume.add_argument("--quiet", action="store_true", help="no progress")
@@ -69,6 +71,19 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--json", action="store_true", help="for machines")
     doctor.set_defaults(run=_doctor)
     return parser
+
+
+def _plan_parser(commands: Any) -> None:
+    plan = commands.add_parser("plan", help="what a run will take: batches, memory, time, cost")
+    plan.add_argument("config", nargs="?", help="TOML file; may be left out")
+    plan.add_argument("overrides", nargs="*", help="section.key=value, e.g. learner.zero_stage=2")
+    plan.add_argument("--calibrate", action="store_true", help="load the model, measure one step")
+    plan.add_argument("--price", type=float, default=0.0, help="of one GPU hour")
+    plan.add_argument(
+        "--answer-tokens", type=int, default=0, help="expected length (default: the longest)"
+    )
+    plan.add_argument("--json", action="store_true", help="for machines")
+    plan.set_defaults(run=_plan)
 
 
 def _audit_parser(commands: Any) -> None:
@@ -99,11 +114,24 @@ def _grpo(options: argparse.Namespace) -> int:
     from posttrain.api import run_config
     from posttrain.config import load_config
 
+    run = run_config(load_config(*_given(options)), quiet=options.quiet)
+    return _print_summary(run.path)
+
+
+def _given(options: argparse.Namespace) -> tuple[str | None, list[str]]:
+    """The TOML file, if there is one, and the overrides."""
     path, overrides = options.config, options.overrides
     if path is not None and "=" in path:
-        path, overrides = None, [path, *overrides]
-    run = run_config(load_config(path, overrides), quiet=options.quiet)
-    return _print_summary(run.path)
+        return None, [path, *overrides]
+    return path, overrides
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from posttrain.plan import Wishes
+    from posttrain.plan_text import show_plan
+
+    wishes = Wishes(options.calibrate, options.price, options.answer_tokens)
+    return show_plan(*_given(options), wishes, as_json=options.json)
 
 
 def _resume(options: argparse.Namespace) -> int:

@@ -184,10 +184,10 @@ def load_policy(path: str | Path, dtype: torch.dtype, device: str = "cpu") -> Po
     finally:
         if bars:
             logging.enable_progress_bar()
-    return Policy(model.to(device), _chunk_for(model.get_output_embeddings().weight.shape[0]))
+    return Policy(model.to(device), chunk_for(model.get_output_embeddings().weight.shape[0]))
 
 
-def _chunk_for(vocabulary: int) -> int:
+def chunk_for(vocabulary: int) -> int:
     """Tokens whose logits exist at once: 256 MiB of float32, and at most 1,024 tokens."""
     return min(1024, max(32, 2**26 // vocabulary))
 

@@ -1,0 +1,178 @@
+"""What a learner rank and an engine will hold in memory, by formula. P parameters, R ranks, b bytes
+of ``learner.dtype``; t tokens of a packed row with every prompt once, s slots of its sequences as
+attention sees them, N of them with a loss.
+
+=====================  ==================  ====================  =====================
+per rank               float32, stage 0    bfloat16, stage 0, 1  ZeRO 1, 2, 3 otherwise
+=====================  ==================  ====================  =====================
+weights                4 P                 2 P                   b P; stage 3: b P / R
+gradients              4 P                 4 P                   4 P / R
+float32 weights        -                   4 P / R               4 P / R
+Adam's moments         8 P                 8 P / R               8 P / R
+passing (at once)      -                   2 P                   b bucket + 4 P / R
+=====================  ==================  ====================  =====================
+
+as DeepSpeed's engines do it (``learner.py`` says which is chosen; in bfloat16 stage 0 runs as stage
+1, whose accumulated gradient is float32 and whole). ``bucket`` is DeepSpeed's bucket of 5e8
+elements, or P where that is less and the memory is a CPU's, which gives pages when they are
+touched. A critic costs the same again, a reference model b P, never divided.
+
+Activations kept for the backward pass, per layer, counted from transformers' llama-like layers and
+``packed_attention`` (H hidden, I intermediate of the experts used, q and k the widths of queries
+and keys, w = 4 on a CPU, where attention computes in float32, else b):
+
+    t (2 (4 H + 2 b H) + c (q + k) + b q + 4 b I) + s w (2 q + 2 k)
+
+with c = 4 + 3 b where queries and keys have a norm of their own, else 2 b. With gradient
+checkpointing b H t per layer and one layer in full. Logits: chunk V (8 + b) for the log-softmax
+and its gradient (``policy.py``), and 4 V H for the head's gradient.
+
+Left out: fragmentation, the workspace of kernels, communication of ZeRO-3's prefetching.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from posttrain.config import LearnerSettings
+
+BUCKET = 500_000_000  # elements; DeepSpeed's default
+RUNTIME_CPU = 480 * 2**20  # Python, torch, transformers and DeepSpeed, imported and idle; measured
+RUNTIME_CUDA = 800 * 2**20  # the CUDA context and libraries; assumed
+_BYTES = {"bfloat16": 2, "float32": 4}
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSize:
+    """What of a model decides memory."""
+
+    parameters: int
+    head: int  # of them in an output head of its own; 0 where it is tied
+    layers: int
+    hidden: int
+    query: int  # heads x head_dim
+    key: int  # key-value heads x head_dim
+    intermediate: int  # of all experts that one token uses
+    vocabulary: int
+    qk_norm: bool
+
+    def kv_bytes(self, dtype: str) -> int:
+        """Of one token in the KV cache."""
+        return 2 * self.layers * self.key * _BYTES[dtype]
+
+
+@dataclass(frozen=True, slots=True)
+class RowSize:
+    """The largest row that a rank walks through."""
+
+    tokens: int  # t
+    slots: int  # s
+    targets: int  # N
+    chunk: int  # tokens whose logits exist at once
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """How many models a rank has, and where."""
+
+    ranks: int
+    reference: bool
+    critic: bool
+    cuda: bool
+
+
+def model_size(model: str) -> ModelSize:
+    """From the checkpoint's config; the weights are counted, not loaded."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    full = AutoConfig.from_pretrained(model)
+    config: Any = full.get_text_config()
+    with torch.device("meta"):
+        built = AutoModelForCausalLM.from_config(full)
+    names = [name for name, _ in built.named_parameters()]
+    head, embedding = built.get_output_embeddings().weight, built.get_input_embeddings().weight
+    heads = config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    experts = getattr(config, "num_experts_per_tok", 0) or 0
+    inner = getattr(config, "moe_intermediate_size", 0) * experts or config.intermediate_size
+    return ModelSize(
+        parameters=sum(p.numel() for p in built.parameters()),
+        head=0 if head is embedding else head.numel(),
+        layers=config.num_hidden_layers,
+        hidden=config.hidden_size,
+        query=heads * width,
+        key=(getattr(config, "num_key_value_heads", None) or heads) * width,
+        intermediate=inner,
+        vocabulary=head.shape[0],
+        qk_norm=any("q_norm" in name for name in names),
+    )
+
+
+def rank_memory(
+    size: ModelSize, row: RowSize, learner: LearnerSettings, parts: Parts
+) -> dict[str, int]:
+    """Bytes by purpose, at the moment a rank holds most."""
+    found = _states(size.parameters, learner, parts)
+    if parts.critic:
+        critic = _states(size.parameters - size.head + size.hidden + 1, learner, parts)
+        found["critic"] = sum(critic.values()) - critic["passing"]
+    if parts.reference:
+        found["reference"] = _BYTES[learner.dtype] * size.parameters
+    return {
+        **found,
+        "activations": activation_bytes(size, row, learner, cuda=parts.cuda),
+        "logits": _logits(size, row, _BYTES[learner.dtype]),
+        "runtime": RUNTIME_CUDA if parts.cuda else RUNTIME_CPU,
+    }
+
+
+def _states(parameters: int, learner: LearnerSettings, parts: Parts) -> dict[str, int]:
+    """Weights, gradients and optimiser of one trained model."""
+    low, stage, p, part = (
+        _BYTES[learner.dtype],
+        learner.zero_stage,
+        parameters,
+        -(-parameters // parts.ranks),
+    )
+    if learner.dtype == "float32" and stage == 0:
+        return {
+            "weights": 4 * p,
+            "gradients": 4 * p,
+            "float32 weights": 0,
+            "optimiser": 8 * p,
+            "passing": 0,
+        }
+    found = {
+        "weights": low * p,
+        "gradients": 4 * part,
+        "float32 weights": 4 * part,
+        "optimiser": 8 * part,
+    }
+    if learner.dtype == "bfloat16" and stage <= 1:
+        return found | {"gradients": 4 * p, "passing": 2 * p}
+    if stage == 3:
+        found["weights"] = low * part
+    bucket = BUCKET if parts.cuda else min(BUCKET, p)
+    return found | {"passing": low * bucket + 4 * part}
+
+
+def activation_bytes(size: ModelSize, row: RowSize, learner: LearnerSettings, *, cuda: bool) -> int:
+    """What a forward pass over the row keeps for the backward pass, and one layer's gradients."""
+    b = _BYTES[learner.dtype]
+    w = b if cuda else 4
+    h, inner, q, k = size.hidden, size.intermediate, size.query, size.key
+    turned = (4 + 3 * b if size.qk_norm else 2 * b) * (q + k)
+    layer = row.tokens * (2 * (4 + 2 * b) * h + turned + b * q + 4 * b * inner)
+    layer += row.slots * w * (2 * q + 2 * k)
+    ends = row.tokens * (4 + 3 * b) * h + row.targets * b * h
+    passing = row.tokens * (2 * b * inner + 4 * h)
+    if learner.gradient_checkpointing:
+        return size.layers * b * h * row.tokens + layer + ends + passing
+    return size.layers * layer + ends + passing
+
+
+def _logits(size: ModelSize, row: RowSize, b: int) -> int:
+    chunk = min(row.chunk, row.targets)
+    return chunk * size.vocabulary * (8 + b) + 4 * size.vocabulary * size.hidden

@@ -1,0 +1,121 @@
+"""Does `posttrain plan` foresee what a learner rank really holds? Two models, ZeRO stages, dtypes.
+
+Each case is a process of its own: a rank trains three steps on samples of the planned shape, and
+the peak of its resident memory during the steps stands beside the formula's sum.
+
+    python scripts/bench/plan_memory.py --model runs/quickstart/sft
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+STAGES = {"bfloat16": (0, 1, 2), "float32": (0, 1, 2)}
+PROMPTS, GROUP, PROMPT_TOKENS, ANSWER_TOKENS = 4, 8, 64, 64
+MB = 2**20
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", required=True, help="the small one; the other is made here")
+    parser.add_argument("--case", help="one case, as JSON; for the child processes")
+    options = parser.parse_args()
+    if options.case:
+        print(json.dumps(measure(options.model, json.loads(options.case))))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        for model in (options.model, _random_model(Path(folder))):
+            for dtype, stages in STAGES.items():
+                for stage in stages:
+                    for checkpointing in (False, True) if stage == 0 else (False,):
+                        case = {"dtype": dtype, "zero_stage": stage}
+                        case["gradient_checkpointing"] = checkpointing
+                        print(json.dumps(_in_process(model, case)), flush=True)
+
+
+def _in_process(model: str, case: dict[str, object]) -> dict[str, object]:
+    command = [sys.executable, __file__, "--model", model, "--case", json.dumps(case)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    found: dict[str, object] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def measure(model: str, case: dict[str, object]) -> dict[str, object]:
+    """Planned and measured MB of one case, in this process."""
+    import torch
+
+    torch.set_num_threads(1)
+    from posttrain.config import make_config
+    from posttrain.learner import RankLearner
+    from posttrain.memory import Parts, model_size, rank_memory
+    from posttrain.workload import largest_row, workload
+
+    config = make_config(
+        {"model": model, "env": "none", "learner": {**case, "warmup_steps": 0}}
+        | {"rollout": {"max_tokens": ANSWER_TOKENS}, "grpo": {"group_size": GROUP}}
+    )
+    rng = np.random.default_rng(0)
+    size = model_size(model)
+    prompts = [rng.integers(2, size.vocabulary, PROMPT_TOKENS) for _ in range(PROMPTS)]
+    work = workload(prompts, config, size.vocabulary, answer_tokens=ANSWER_TOKENS)
+    row = largest_row(work.batch, size.vocabulary)
+    parts = Parts(ranks=1, reference=False, critic=False, cuda=False)
+    planned = rank_memory(size, row, config.learner, parts)
+    learner = RankLearner(config, np.arange(1, 9))
+    built = _resident("VmRSS")
+    for _ in range(2):
+        learner.train(work.batch)
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak of loading
+    learner.train(work.batch)
+    measured = _resident("VmHWM")
+    total = sum(planned.values())
+    return {
+        "parameters": size.parameters,
+        **case,
+        "planned_mb": {name: round(n / MB) for name, n in planned.items()},
+        "total_mb": round(total / MB),
+        "measured_mb": round(measured / MB),
+        "built_mb": round(built / MB),
+        "error": round(total / measured - 1, 3),
+    }
+
+
+def _resident(what: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    (kib,) = (line.split()[1] for line in lines if line.startswith(what))
+    return int(kib) * 1024
+
+
+def _random_model(folder: Path) -> str:
+    import torch
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        vocab_size=8192,
+        hidden_size=512,
+        intermediate_size=1536,
+        num_hidden_layers=8,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        head_dim=64,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+    )
+    Qwen3ForCausalLM(config).save_pretrained(folder)
+    return str(folder)
+
+
+if __name__ == "__main__":
+    main()
