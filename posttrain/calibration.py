@@ -1,8 +1,9 @@
 """Seconds of one step on this machine: measured with the real parts, or guessed from a matmul.
 
 Decides what a short calibration is: this process builds one learner rank and trains its share of
-the planned step, twice, counting the second; then the embedded engine writes the step's answers at
-their full length. vLLM writes faster, above all long answers on a GPU. Nothing is written to disk.
+the planned step three times, counting the faster of the last two; then the embedded engine writes
+the step's answers at their full length. vLLM writes faster, above all long answers on a GPU.
+Nothing is written to disk.
 """
 
 from __future__ import annotations
@@ -79,10 +80,12 @@ def _train(work: Workload, config: GrpoConfig) -> tuple[float, int]:
     batch = dataclasses.replace(
         work.batch, rows=work.batch.rows[:1], members=work.batch.members[:1]
     )
-    result = learner.train(batch)
-    began = time.perf_counter()
-    result = learner.train(batch)
-    seconds = time.perf_counter() - began
+    learner.train(batch)
+    seconds = float("inf")
+    for _ in range(2):
+        began = time.perf_counter()
+        result = learner.train(batch)
+        seconds = min(seconds, time.perf_counter() - began)
     if torch.cuda.is_available():
         return seconds, torch.cuda.max_memory_allocated()
     return seconds, int(result.metrics["learner_rss_mb"] * 2**20)

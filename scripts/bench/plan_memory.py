@@ -33,12 +33,17 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         for model in (options.model, _random_model(Path(folder))):
-            for dtype, stages in STAGES.items():
-                for stage in stages:
-                    for checkpointing in (False, True) if stage == 0 else (False,):
-                        case = {"dtype": dtype, "zero_stage": stage}
-                        case["gradient_checkpointing"] = checkpointing
-                        print(json.dumps(_in_process(model, case)), flush=True)
+            for case in _cases():
+                print(json.dumps(_in_process(model, case)), flush=True)
+
+
+def _cases() -> list[dict[str, object]]:
+    return [
+        {"dtype": dtype, "zero_stage": stage, "gradient_checkpointing": checkpointing}
+        for dtype, stages in STAGES.items()
+        for stage in stages
+        for checkpointing in ((False, True) if stage == 0 else (False,))
+    ]
 
 
 def _in_process(model: str, case: dict[str, object]) -> dict[str, object]:
