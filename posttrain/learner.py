@@ -41,10 +41,11 @@ from posttrain.config import GrpoConfig
 from posttrain.critic import RankCritic
 from posttrain.errors import RunError, UsageError
 from posttrain.losses import TokenTensors, policy_loss
-from posttrain.policy import EntropyMode, Policy, load_policy
+from posttrain.policy import Policy, load_policy
 from posttrain.row_tensors import RowTensors, everything_row, rows_of
 from posttrain.snapshot_file import moved, write_checkpoint, write_weights
 from posttrain.step_metrics import Clock, Totals
+from posttrain.token_logprobs import EntropyMode
 from posttrain.types import Batch, Floats, Ints, PackedRow, Snapshot, StepResult
 
 INSTALL = "the learner needs DeepSpeed, which is missing: pip install 'posttrain[deepspeed]'"

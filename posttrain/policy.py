@@ -2,30 +2,24 @@
 
 Wraps a Hugging Face causal LM in one ``nn.Module`` whose forward is all that DeepSpeed's hooks must
 see. Hidden states are computed for all packed tokens, logits only for the tokens that carry a loss,
-and those in chunks: the [tokens, vocabulary] float32 matrix never exists, in either direction.
-The backward pass computes each chunk's logits again, and with p = softmax(z / temperature):
-
-    d logprob / dz = (onehot(target) - p) / temperature
-    d entropy / dz = -p (log p + entropy) / temperature
+and of those one tile at a time (``token_logprobs``).
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from posttrain.errors import UsageError
 from posttrain.packed_attention import NAME, Layout, register
-
-EntropyMode = Literal["off", "metric", "loss"]  # not computed; without gradient; with gradient
+from posttrain.token_logprobs import EntropyMode, TokenLogprobs, chunk_for
 
 
 class Policy(nn.Module):
-    """A causal LM that answers with log-probs; logits exist for ``chunk`` tokens at once."""
+    """A causal LM that answers with log-probs; ``chunk`` tokens' worth of logits exist at once."""
 
     def __init__(self, model: Any, chunk: int) -> None:
         super().__init__()
@@ -73,92 +67,6 @@ def attention_arguments(config: Any, layout: Layout) -> dict[str, Any]:
     }
 
 
-class TokenLogprobs(nn.Module):
-    """The language-model head. Shares the model's own weight: it adds no parameter."""
-
-    def __init__(self, projection: nn.Linear, chunk: int) -> None:
-        super().__init__()
-        # Registered here as well, so that ZeRO-3 gathers it around this module's two passes.
-        self.weight = projection.weight
-        self.bias = projection.bias
-        self.chunk = chunk
-
-    def forward(
-        self, hidden: Tensor, targets: Tensor, temperature: float, entropy: EntropyMode
-    ) -> tuple[Tensor, Tensor]:
-        logprobs, entropies = _ChunkedLogprobs.apply(
-            hidden, self.weight, self.bias, targets, temperature, self.chunk, entropy
-        )
-        return logprobs, entropies if entropy == "loss" else entropies.detach()
-
-
-class _ChunkedLogprobs(torch.autograd.Function):
-    """hidden [N, H], weight [V, H], bias [V], targets [N] -> log-probs [N], entropies [N]."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        hidden: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        targets: Tensor,
-        temperature: float,
-        chunk: int,
-        entropy: EntropyMode,
-    ) -> tuple[Tensor, Tensor]:
-        n = len(targets)
-        logprobs = torch.empty(n, device=hidden.device)
-        entropies = torch.empty(0 if entropy == "off" else n, device=hidden.device)
-        for part in _parts(n, chunk):
-            log_p = _log_softmax(hidden[part], weight, bias, temperature)
-            logprobs[part] = log_p.gather(1, targets[part, None])[:, 0]
-            if entropy != "off":
-                entropies[part] = -torch.linalg.vecdot(log_p.exp(), log_p)
-        ctx.save_for_backward(hidden, weight, bias, targets, entropies)
-        ctx.settings = (temperature, chunk, entropy)
-        return logprobs, entropies
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, targets, entropies = ctx.saved_tensors
-        temperature, chunk, entropy = ctx.settings
-        d_hidden = torch.empty_like(hidden)
-        d_weight = None  # a frozen head has none
-        if ctx.needs_input_grad[1]:
-            d_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
-        d_bias = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
-        for part in _parts(len(targets), chunk):
-            log_p = _log_softmax(hidden[part], weight, bias, temperature)
-            d_z = log_p.exp()
-            d_logprob = grads[0][part, None]
-            if entropy == "loss":
-                d_entropy = grads[1][part, None]
-                d_z.mul_(log_p.add_(entropies[part, None]).mul_(d_entropy).add_(d_logprob)).neg_()
-            else:
-                d_z.mul_(-d_logprob)
-            d_z.scatter_add_(1, targets[part, None], d_logprob)
-            d_z.div_(temperature)
-            if d_bias is not None:
-                d_bias += d_z.sum(0)
-            low = d_z.to(hidden.dtype)
-            d_hidden[part] = low @ weight
-            if d_weight is not None:
-                d_weight += low.T @ hidden[part]
-        d_bias = None if d_bias is None or bias is None else d_bias.to(bias.dtype)
-        d_weight = None if d_weight is None else d_weight.to(weight.dtype)
-        return d_hidden, d_weight, d_bias, None, None, None, None
-
-
-def _parts(n: int, chunk: int) -> list[slice]:
-    return [slice(start, min(start + chunk, n)) for start in range(0, n, chunk)]
-
-
-def _log_softmax(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float) -> Tensor:
-    """[n, H] -> [n, V] float32."""
-    logits = F.linear(hidden, weight, bias).float()
-    return torch.log_softmax(logits.div_(temperature), dim=-1)
-
-
 def _refuse_unsupported(model: Any) -> None:
     """A head that does more than a matrix product would be computed wrongly without a word."""
     config = model.config
@@ -184,12 +92,8 @@ def load_policy(path: str | Path, dtype: torch.dtype, device: str = "cpu") -> Po
     finally:
         if bars:
             logging.enable_progress_bar()
-    return Policy(model.to(device), chunk_for(model.get_output_embeddings().weight.shape[0]))
-
-
-def chunk_for(vocabulary: int) -> int:
-    """Tokens whose logits exist at once: 256 MiB of float32, and at most 1,024 tokens."""
-    return min(1024, max(32, 2**26 // vocabulary))
+    vocabulary = model.get_output_embeddings().weight.shape[0]
+    return Policy(model.to(device), chunk_for(vocabulary, device))
 
 
 def attention_for(device: str, dtype: torch.dtype) -> str:

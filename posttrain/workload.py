@@ -66,10 +66,11 @@ def largest_row(batch: Batch, vocabulary: int) -> RowSize:
     """The row with the most tokens, as the model will see it."""
     import torch
 
-    from posttrain.policy import chunk_for
     from posttrain.row_tensors import RowTensors
+    from posttrain.token_logprobs import chunk_for
 
     row = max((row for rows in batch.rows for row in rows), key=lambda row: len(row.token_ids))
     tensors = RowTensors(row, torch.device("cpu"), share_prompts=True)
     token_ids, _, layout, (before, _) = tensors.inputs
-    return RowSize(len(token_ids), len(layout.padded), len(before), chunk_for(vocabulary))
+    chunk = chunk_for(vocabulary, "cuda" if torch.cuda.is_available() else "cpu")
+    return RowSize(len(token_ids), len(layout.padded), len(before), chunk)
