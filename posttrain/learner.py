@@ -146,8 +146,8 @@ class RankLearner:
             clock.lap("backward")
         metrics |= totals.reduce(denominator)
         if metrics.get("correction_weight_sq"):  # share of the tokens that effectively count
-            metrics["effective_sample_share"] = (
-                metrics["correction_weight"] ** 2 / metrics.pop("correction_weight_sq")
+            metrics["effective_sample_share"] = metrics["correction_weight"] ** 2 / metrics.pop(
+                "correction_weight_sq"
             )
         reason = self._step(metrics["loss"])
         clock.lap("optimizer")

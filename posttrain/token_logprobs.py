@@ -23,7 +23,6 @@ gradients is left out: it is an approximation.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -155,7 +154,8 @@ class _TiledLogprobs(torch.autograd.Function):
             h, running = hidden[tokens], _Running.start(len(targets[tokens]), hidden.device)
             hits = _hits(targets[tokens], tiles)
             for words, (rows, columns) in zip(tiles.words, hits, strict=True):
-                z = tiles.logits(h, weight[words], None if bias is None else bias[words], temperature)
+                b = None if bias is None else bias[words]
+                z = tiles.logits(h, weight[words], b, temperature)
                 running.chosen[rows] = z[rows, columns]
                 running.fold(z, tiles.second(z), entropy != "off")
             log_s = running.total.log()

@@ -14,6 +14,7 @@ from posttrain.errors import UsageError
 from posttrain.packed_attention import NAME, Layout, register, repeated_size
 from posttrain.policy import Policy
 from posttrain.row_tensors import RowTensors
+from posttrain.token_logprobs import TokenLogprobs, chunk_for
 from posttrain.types import PackedRow
 
 VOCABULARY = 50
@@ -240,6 +241,39 @@ def test_the_logits_of_all_tokens_never_exist_at_once() -> None:
     assert wanted > 300
     assert largest_tensor(chunk=16) == 2000 * 32  # the weight itself; 16 x 2000 logits are less
     assert largest_tensor(chunk=10_000) == repeated_size(wanted) * 2000
+
+
+def head_gradients(chunk: int, dtype: torch.dtype, frozen: bool = False):
+    """(d hidden [300, 32], d weight [2000, 32] or None); bfloat16 holds the inputs exactly."""
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(300, 32, generator=generator).bfloat16().to(dtype).requires_grad_()
+    projection = torch.nn.Linear(32, 2000, bias=False, dtype=dtype)
+    weight = torch.randn(2000, 32, generator=generator).bfloat16().to(dtype)
+    projection.weight = torch.nn.Parameter(weight, requires_grad=not frozen)
+    targets = torch.randint(0, 2000, (300,), generator=generator)
+    logprobs, _ = TokenLogprobs(projection, chunk)(hidden, targets, 1.0, "off")
+    (logprobs * torch.linspace(-1, 1, 300)).sum().backward()
+    return hidden.grad, projection.weight.grad
+
+
+def test_many_tiles_round_no_worse_than_one() -> None:
+    exact = head_gradients(10_000, torch.float32)
+    whole, tiled = (head_gradients(chunk, torch.bfloat16) for chunk in (10_000, 10))
+    for truth, one, many in zip(exact, whole, tiled, strict=True):
+        one_error, many_error = (float((x.float() - truth).norm()) for x in (one, many))
+        assert 0 < many_error < 1.1 * one_error
+
+
+def test_a_frozen_head_gets_no_gradient_and_passes_the_same_one_on() -> None:
+    frozen, weight = head_gradients(10, torch.float32, frozen=True)
+    assert weight is None
+    assert torch.equal(frozen, head_gradients(10, torch.float32)[0])
+
+
+def test_a_tile_is_small_on_a_cpu_and_large_on_a_gpu() -> None:
+    assert [chunk_for(151_936, device) for device in ("cpu", "cuda:0")] == [7, 442]
+    assert chunk_for(50, "cpu") == 1024
+    assert chunk_for(2**24, "cpu") == 1
 
 
 def test_sequences_of_one_call_differ_by_a_factor_of_two_at_most() -> None:
