@@ -50,7 +50,7 @@ _CANARY_ALLOWANCE = 6.0
 # layer), rounding by 0.03.
 _ADAPTER_ALLOWANCE = 2.0
 # A merged adapter is rounded once more than the learner's: on the same model that took the gap of
-# good syncs from 0.03 to 0.05 within 15 steps.
+# good syncs from 0.03 to between 0.03 and 0.05.
 _MERGED_ALLOWANCE = 2.0
 _CANARY_VERSION = -1
 _PARITY_ROLLOUTS = 16  # completions compared at start-up
