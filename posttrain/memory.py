@@ -175,4 +175,4 @@ def activation_bytes(size: ModelSize, row: RowSize, learner: LearnerSettings, *,
 
 def _logits(size: ModelSize, row: RowSize, b: int) -> int:
     chunk = min(row.chunk, row.targets)
-    return chunk * size.vocabulary * (8 + b) + 4 * size.vocabulary * size.hidden
+    return chunk * size.vocabulary * (8 + b)  # in tiles; see posttrain.token_logprobs

@@ -33,6 +33,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -194,14 +195,9 @@ def make_model(folder: Path, vocabulary: int, size: str) -> None:
         tie_word_embeddings=True,
     )
     Qwen3ForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
-    words = models.WordLevel({"<pad>": 0, "<eos>": 1, "<unk>": 2}, unk_token="<unk>")
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(words),
-        pad_token="<pad>",
-        eos_token="<eos>",
-        unk_token="<unk>",
-    )
-    tokenizer.save_pretrained(folder)
+    words = Tokenizer(models.WordLevel({"<pad>": 0, "<eos>": 1, "<unk>": 2}, unk_token="<unk>"))
+    names = {"pad_token": "<pad>", "eos_token": "<eos>", "unk_token": "<unk>"}
+    PreTrainedTokenizerFast(tokenizer_object=words, **names).save_pretrained(folder)
 
 
 # one side, in a process of its own
@@ -217,8 +213,8 @@ def measure(side: str, cell: Cell) -> dict[str, float]:
     name, _, kind = side.partition("-")
     prepare = {"ours": _ours, "trl": _trl, "plain": _plain}[name]
     meter = Meter(cell.device)
-    step = prepare(cell, kind, meter)
-    wall, cpu = step(cell.steps + 1)
+    with redirect_stdout(sys.stderr):  # TRL prints its metrics
+        wall, cpu = prepare(cell, kind, meter)(cell.steps + 1)
     prompt, answers = cell.sequences()
     tokens = sum(len(prompt) + len(answer) for answer in answers)
     seconds = statistics.median(wall[1:])
@@ -291,17 +287,10 @@ def _ours(cell: Cell, kind: str, meter: Meter) -> Steps:
     from posttrain.learner import RankLearner
 
     meter.baseline()
+    dtype = "bfloat16" if kind == "bf16" else "float32"
+    settings = {"dtype": dtype, "tokens_per_row": ROW, "learning_rate": RATE}
     config = GrpoConfig.model_validate(
-        {
-            "model": cell.model,
-            "env": "none",
-            "run_dir": "none",
-            "learner": {
-                "dtype": "bfloat16" if kind == "bf16" else "float32",
-                "tokens_per_row": ROW,
-                "learning_rate": RATE,
-            },
-        }
+        {"model": cell.model, "env": "none", "run_dir": "none", "learner": settings}
     )
     learner = RankLearner(config, np.arange(1, 9))
     batch = pack(_samples(cell), ROW, 1, 0)
@@ -368,12 +357,9 @@ def _trl(cell: Cell, kind: str, meter: Meter) -> Steps:
     def run(n: int) -> Times:
         with tempfile.TemporaryDirectory() as folder:
             meter.baseline()
-            low = kind == "bf16-weights"
-            model = AutoModelForCausalLM.from_pretrained(
-                cell.model, dtype=torch.bfloat16 if low else torch.float32
-            )
+            dtype = torch.bfloat16 if kind == "bf16-weights" else torch.float32
             trainer = Trainer(
-                model=model,
+                model=AutoModelForCausalLM.from_pretrained(cell.model, dtype=dtype),
                 reward_funcs=reward,
                 args=_trl_config(cell, folder, n, kind),
                 train_dataset=Dataset.from_list([{"prompt": "<eos>"}] * n),
