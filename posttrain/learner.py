@@ -461,7 +461,7 @@ def _join_ranks() -> tuple[int, int, torch.device]:
         torch.cuda.set_device(device)
     if not dist.is_initialized():
         backend = "nccl" if cuda else "gloo"
-        if "RANK" in os.environ:
+        if {"RANK", "MASTER_ADDR"} <= os.environ.keys():  # a launcher sets both
             dist.init_process_group(backend)
         else:
             dist.init_process_group(

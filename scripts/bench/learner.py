@@ -90,6 +90,8 @@ class Cell:
 def main() -> None:
     options = _options()
     os.environ |= {"OMP_NUM_THREADS": str(options.threads), "TRL_EXPERIMENTAL_SILENCE": "1"}
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):  # of whoever calls; here nobody is launched
+        os.environ.pop(name, None)
     if options.device == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
     for vocabulary in options.vocabulary:

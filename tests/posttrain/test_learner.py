@@ -359,9 +359,12 @@ def started_here() -> set[int]:
 
 def descendants(pid: int) -> set[int]:
     found = set()
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        for child in map(int, (task / "children").read_text().split()):
-            found |= {child} | descendants(child)
+    try:
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            for child in map(int, (task / "children").read_text().split()):
+                found |= {child} | descendants(child)
+    except FileNotFoundError:  # a thread or a child ended between two looks
+        return descendants(pid) if Path(f"/proc/{pid}").exists() else found
     return found
 
 
