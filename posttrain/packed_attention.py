@@ -10,8 +10,9 @@ Sequences may share tokens: the answers of a group have one prompt, whose tokens
 once and go through the linear layers once. Attention sees each sequence whole all the same; the
 gradients of a shared token's key and value are added up.
 
-On CPU in bfloat16 the call is made in float32: measured here, SDPA's CPU kernel takes half the time
-in float32, and it is the more exact of the two.
+On CPU in bfloat16 the call is made in float32 where sequences are short: at 64 tokens SDPA's CPU
+kernel takes half the time in float32, and it is the more exact of the two. From 512 tokens on,
+with AMX, bfloat16 is the faster (by 1.3 at 512, 1.7 at 8,192), and keeps smaller activations.
 """
 
 from __future__ import annotations
@@ -171,7 +172,7 @@ def packed_attention(
             f"{sliding_window}, which packed attention does not cut"
         )
     dtype = query.dtype
-    work = torch.float32 if query.device.type == "cpu" else dtype
+    work = dtype if query.device.type != "cpu" else _precision_on_cpu(dtype, layout.longest)
     q, k, v = (
         _Pad.apply(x[0].transpose(0, 1).to(work), layout).split([n * m for n, m in layout.calls])
         for x in (query, key, value)
@@ -184,6 +185,14 @@ def packed_attention(
         )
         outputs.append(out.transpose(1, 2).reshape(n * longest, *out.shape[1::2]))
     return _Unpad.apply(torch.cat(outputs), layout).to(dtype)[None], None
+
+
+def _precision_on_cpu(dtype: torch.dtype, longest: int) -> torch.dtype:
+    low_is_fast = longest >= _LONG and torch.cpu._is_amx_tile_supported()
+    return dtype if low_is_fast else torch.float32
+
+
+_LONG = 512  # tokens
 
 
 def register() -> None:

@@ -11,9 +11,9 @@ quoted; one JSON line per cell of vocabulary x length.
   is also compared with the leanest. It pads: padding-free is not offered for GRPO.
 - plain: a padded batch, all logits, log_softmax, AdamW. Left out where it would take over 6 GB.
 
-All see the same sequences in micro-batches of the same number of them, without gradient
-checkpointing. ``--work full``: sequences of one length with a prompt of 16 tokens each, so that
-neither packing nor sharing of prompts helps; ``grpo``: a common prompt of a quarter of the
+All see the same sequences in micro-batches of the same number of them (``--row-tokens``), without
+gradient checkpointing. ``--work full``: sequences of one length, each with a prompt of 16 tokens,
+so that neither packing nor sharing of prompts helps; ``grpo``: a common prompt of a quarter of the
 length, and answers from half to all of the rest. Memory: the most that was resident in the
 steps, over what was before the model was loaded (so weights, gradients and moments count).
 
@@ -48,7 +48,7 @@ IMPORTS = (
     "trl.trainer.grpo_trainer",
 )
 TRL = ("trl-bf16", "trl-bf16-weights", "trl-fp32")
-ROW, RATE = 4096, 1e-6  # tokens of a micro-batch, unless one sequence is longer; learning rate
+TOKENS, RATE = 4096, 1e-6  # of a step, at least (and two sequences); learning rate
 PLAIN_LIMIT_GB = 6.0
 # hidden, layers, heads, key-value heads, head width, inner width; the larger two are as Qwen's
 SIZES = {
@@ -71,11 +71,12 @@ class Cell:
     threads: int
     device: str
     peak_tflops: float
+    row_tokens: int
 
     def sequences(self) -> tuple[list[int], list[list[int]]]:
         """The prompt, and the answers of its group."""
         rng = np.random.default_rng(0)
-        n = max(2, ROW // self.length)
+        n = max(2, TOKENS // self.length)
         n_prompt = 16 if self.work == "full" else self.length // 4
         rest = self.length - n_prompt
         sizes = [rest] * n if self.work == "full" else np.linspace(rest // 2, rest, n).astype(int)
@@ -84,7 +85,7 @@ class Cell:
 
     @property
     def rows_at_once(self) -> int:
-        return max(1, ROW // self.length)
+        return max(1, self.row_tokens // self.length)
 
 
 def main() -> None:
@@ -99,7 +100,8 @@ def main() -> None:
             make_model(Path(folder), vocabulary, options.size)
             for length in options.length:
                 shape = (folder, vocabulary, length, options.work, options.steps, options.threads)
-                cell = Cell(*shape, options.device, options.peak_tflops)
+                machine = (options.device, options.peak_tflops)
+                cell = Cell(*shape, *machine, options.row_tokens)
                 print(json.dumps({"size": options.size} | compare(cell, options)), flush=True)
 
 
@@ -112,6 +114,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--trl", nargs="*", choices=TRL, default=TRL)
     parser.add_argument("--ours", choices=("ours-bf16", "ours-fp32"), default="ours-bf16")
     parser.add_argument("--plain", default="plain-bf16", choices=("plain-bf16", "plain-fp32", ""))
+    parser.add_argument("--row-tokens", type=int, default=4096, help="of a micro-batch")
     parser.add_argument("--steps", type=int, default=3, help="counted; one more goes before")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
@@ -120,8 +123,8 @@ def _options() -> argparse.Namespace:
     options = parser.parse_args()
     if min(options.length) < 64 or min(options.vocabulary) < 64:
         parser.error("--length and --vocabulary: at least 64")
-    if min(options.steps, options.repeats, options.threads) < 1:
-        parser.error("--steps, --repeats and --threads: at least 1")
+    if min(options.steps, options.repeats, options.threads, options.row_tokens) < 1:
+        parser.error("--steps, --repeats, --threads and --row-tokens: at least 1")
     return options
 
 
@@ -290,12 +293,12 @@ def _ours(cell: Cell, kind: str, meter: Meter) -> Steps:
 
     meter.baseline()
     dtype = "bfloat16" if kind == "bf16" else "float32"
-    settings = {"dtype": dtype, "tokens_per_row": ROW, "learning_rate": RATE}
+    settings = {"dtype": dtype, "tokens_per_row": cell.row_tokens, "learning_rate": RATE}
     config = GrpoConfig.model_validate(
         {"model": cell.model, "env": "none", "run_dir": "none", "learner": settings}
     )
     learner = RankLearner(config, np.arange(1, 9))
-    batch = pack(_samples(cell), ROW, 1, 0)
+    batch = pack(_samples(cell), cell.row_tokens, 1, 0)
     meter.start()
     return _timed(lambda: _must(not learner.train(batch).skipped))
 

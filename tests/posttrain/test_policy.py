@@ -307,8 +307,9 @@ def test_no_tokens_to_learn_from_gives_empty_logprobs() -> None:
     found.sum().backward()
 
 
-def test_bfloat16_stays_near_float32() -> None:
-    row = row_of([30, 20, 25])
+@pytest.mark.parametrize("lengths", [[30, 20, 25], [600, 20]])  # attention in float32; in bfloat16
+def test_bfloat16_stays_near_float32(lengths: list[int]) -> None:
+    row = row_of(lengths)
     model = build(NAME)
     exact = answers(Policy(model, 64), row, 1.0)[0].detach()
     low = answers(Policy(model.to(torch.bfloat16), 64), row, 1.0)[0].detach()
