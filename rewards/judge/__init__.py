@@ -6,14 +6,15 @@
     rewards.judge.Ranked(judge)                           the ranking as a reward of a batch
 
 Read in this order: ``judge`` (what comes out), ``rubric`` and ``verdicts`` (what a verdict is),
-``untrusted`` and ``prompts`` (what the judge reads), ``asking``, ``transport``, ``budget`` and
-``cache`` (how it is asked), ``audit`` (whether it is any good).
+``untrusted`` and ``prompts`` (what the judge reads), ``asking``, ``budget``, ``cache`` and
+``rewards.chat_server`` (how it is asked), ``audit`` (whether it is any good).
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+from rewards.chat_server import base_url, check_server
 from rewards.errors import UsageError
 from rewards.judge.asking import Asker
 from rewards.judge.failures import Failed
@@ -21,7 +22,6 @@ from rewards.judge.group import Ranked
 from rewards.judge.judge import Comparison, Judge, Ranking
 from rewards.judge.rubric import Criterion, Rubric, read_rubric
 from rewards.judge.settings import Settings, read_settings
-from rewards.judge.transport import base_url, check_server
 from rewards.registry import register
 
 __all__ = [
@@ -54,7 +54,7 @@ def load(
     """
     if not isinstance(model, str) or not model:
         raise UsageError(f"judge: model is the name that the server knows it by, got {model!r}")
-    found, chosen, address = read_rubric(rubric), read_settings(settings), base_url(url)
+    found, chosen, address = read_rubric(rubric), read_settings(settings), base_url(url, "judge")
     if check:
-        check_server(address, model, chosen.api_key_env)
+        check_server(address, model, chosen.api_key_env, "judge")
     return Judge(Asker(address, model, chosen), found)

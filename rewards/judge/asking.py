@@ -25,12 +25,12 @@ from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakValueDictionary
 
+from rewards.chat_server import ChatServer, NoReply, Refused, message_of
 from rewards.judge.budget import Budget
 from rewards.judge.cache import MIN_SECRET_BYTES, Cache, key_of
 from rewards.judge.failures import Failed
 from rewards.judge.prompts import Question, asked_again, messages
 from rewards.judge.settings import Settings
-from rewards.judge.transport import Refused, Transport, message_of
 from rewards.judge.verdicts import NotAVerdict, Verdict, parse, schema
 from rewards.score import Outcome
 
@@ -64,7 +64,9 @@ class _Place:
     """What belongs to one event loop."""
 
     def __init__(self, url: str, settings: Settings, counts: Counter[str]) -> None:
-        self.transport = Transport(url, settings, counts)
+        self.server = ChatServer(
+            url, api_key_env=settings.api_key_env, attempts=settings.attempts, counts=counts
+        )
         self.slots = asyncio.Semaphore(settings.concurrency)
         self.locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
@@ -108,7 +110,7 @@ class Asker:
         """Close the connections of the running event loop."""
         place = self._places.pop(asyncio.get_running_loop(), None)
         if place is not None:
-            await place.transport.close()
+            await place.server.close()
 
     async def _ask(self, place: _Place, job: _Job) -> Answer:
         question = job.question
@@ -179,9 +181,11 @@ class Asker:
             await asyncio.sleep(0.02)  # until a request under way says what it cost
         tokens = None
         try:
-            raw = await place.transport.complete(body, job.trail, job.until)
+            raw = await place.server.complete(body, job.trail, job.until)
             tokens = _tokens(raw, size)
             return raw
+        except NoReply as error:
+            raise Failed(error.outcome, str(error)) from None
         finally:
             self.budget.settle(tokens)
 

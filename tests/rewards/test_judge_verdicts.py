@@ -13,7 +13,7 @@ from rewards import UsageError
 from rewards.http import jitter, retry_after_s
 from rewards.judge.ranking import PRIOR, bradley_terry, copeland, points_of_ranks
 from rewards.judge.rubric import Criterion, Rubric, read_rubric
-from rewards.judge.transport import base_url
+from rewards.chat_server import base_url
 from rewards.judge.untrusted import KEYS, Frame, show
 from rewards.judge.verdicts import NotAVerdict, example, parse, schema
 
@@ -318,7 +318,7 @@ def test_rankings_that_disagree_on_a_pair_make_it_a_tie():
     ],
 )
 def test_addresses(given, base):
-    assert base_url(given) == base
+    assert base_url(given, "judge") == base
 
 
 @pytest.mark.parametrize(
@@ -336,7 +336,7 @@ def test_addresses(given, base):
 )
 def test_what_is_no_address_is_refused_without_repeating_a_password(wrong):
     with pytest.raises(UsageError) as error:
-        base_url(wrong)
+        base_url(wrong, "judge")
     assert "secret" not in str(error.value)
 
 

@@ -1,8 +1,8 @@
-"""Decides how one request reaches the judge's server.
+"""Decides how one request reaches an OpenAI-compatible chat server.
 
 Beside what ``rewards.http`` tries again, a 200 that is no chat completion is (what proxies send). A
-``Retry-After`` holds for all requests of this judge. Nothing here has a deadline but connecting;
-the caller's holds.
+``Retry-After`` holds for all requests of one ``ChatServer``. Nothing here has a deadline but
+connecting; the caller's holds.
 """
 
 from __future__ import annotations
@@ -29,8 +29,6 @@ from rewards.http import (
     retry_after_s,
     without,
 )
-from rewards.judge.failures import Failed
-from rewards.judge.settings import Settings
 from rewards.score import Outcome
 
 if TYPE_CHECKING:
@@ -47,12 +45,22 @@ class Refused(Exception):
         self.status = status
 
 
-class Transport:
-    """Connections to one server from one event loop."""
+class NoReply(Exception):
+    """No attempt brought a reply: ``outcome`` is ERROR, or TIMEOUT where waiting had no sense."""
 
-    def __init__(self, url: str, settings: Settings, counts: Counter[str]) -> None:
+    def __init__(self, outcome: Outcome, detail: str) -> None:
+        super().__init__(detail)
+        self.outcome = outcome
+
+
+class ChatServer:
+    """Connections to one server from one event loop; ``counts["requests"]`` counts attempts."""
+
+    def __init__(
+        self, url: str, *, api_key_env: str | None, attempts: int, counts: Counter[str]
+    ) -> None:
         self.url, self._counts = url, counts
-        self._api_key_env, self._attempts = settings.api_key_env, settings.attempts
+        self._api_key_env, self._attempts = api_key_env, attempts
         self._connections = Connections(url)
         self._not_before = 0.0  # monotonic; a server asked for quiet until then
 
@@ -60,7 +68,7 @@ class Transport:
         """The raw chat completion to ``body``; ``trail`` learns what went wrong on the way.
 
         ``until`` is the caller's deadline (monotonic): no wait is begun that would pass it. Raises
-        Refused, and Failed when all attempts failed.
+        Refused, and NoReply when all attempts failed.
         """
         for attempt in range(self._attempts):
             await self._quiet(until)
@@ -74,7 +82,7 @@ class Transport:
                 self._respect(headers.get("retry-after"))
                 await asyncio.sleep(jitter(attempt))
         last = trail[-1]
-        raise Failed(Outcome.ERROR, f"no reply in {self._attempts} attempts (attempts); {last}")
+        raise NoReply(Outcome.ERROR, f"no reply in {self._attempts} attempts (attempts); {last}")
 
     async def close(self) -> None:
         await self._connections.close()
@@ -109,7 +117,7 @@ class Transport:
         wait = self._not_before - time.monotonic()
         if self._not_before > until:
             why = f"the server asks to be left alone for {wait:.0f} s more, beyond the deadline"
-            raise Failed(Outcome.TIMEOUT, f"{why} (timeout_s)")
+            raise NoReply(Outcome.TIMEOUT, f"{why} (timeout_s)")
         if wait > 0:  # and a little more, or all that wait would come back in the same moment
             await asyncio.sleep(wait + jitter(0))
 
@@ -119,25 +127,28 @@ class Transport:
             self._not_before = max(self._not_before, time.monotonic() + seconds)
 
 
-def base_url(url: str) -> str:
-    """``http://host:port/v1`` from what people paste. Raises UsageError for what is no address."""
+def base_url(url: str, who: str) -> str:
+    """``http://host:port/v1`` from what people paste; ``who`` asked for it.
+
+    Raises UsageError for what is no address.
+    """
     try:
         parts = urlsplit(url.strip())
         usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except (ValueError, AttributeError):
-        raise UsageError("judge: no address was given; write http://host:port/v1") from None
+        raise UsageError(f"{who}: no address was given; write http://host:port/v1") from None
     if parts.username or parts.password or parts.query or parts.fragment:
         raise UsageError(
-            "judge: the address must hold neither a password nor a query; put the key into an "
+            f"{who}: the address must hold neither a password nor a query; put the key into an "
             "environment variable and name it with api_key_env"
         )
     if not usable:
-        raise UsageError(f"judge: {url!r:.200} is no address; write http://host:port/v1")
+        raise UsageError(f"{who}: {url!r:.200} is no address; write http://host:port/v1")
     path = parts.path.rstrip("/").removesuffix("/chat/completions") or "/v1"
     return f"{parts.scheme}://{parts.netloc}{path}"
 
 
-def check_server(url: str, model: str, api_key_env: str | None) -> None:
+def check_server(url: str, model: str, api_key_env: str | None, who: str) -> None:
     """Raise UsageError when nobody answers at ``url``, the key is refused or the model unknown."""
     import httpx
 
@@ -153,20 +164,20 @@ def check_server(url: str, model: str, api_key_env: str | None) -> None:
     except httpx.HTTPError as error:
         why = without(key, str(error)) or type(error).__name__
         raise UsageError(
-            f"judge unreachable: {url}/models did not answer in {CONNECT_TIMEOUT_S:g} s ({why}). "
-            "Start the server or mend the address; check=False leaves this check out, e.g. to read "
-            "a cache alone"
+            f"{who} unreachable: {url}/models did not answer in {CONNECT_TIMEOUT_S:g} s ({why}). "
+            "Start the server or mend the address; check=False leaves this check out, e.g. to use "
+            "what is cached alone"
         ) from None
     if answer.status_code in (401, 403):
         hint = f"the key in {api_key_env}" if api_key_env else "no key (api_key_env)"
-        raise UsageError(f"judge: {url} answered {answer.status_code} to {hint}")
+        raise UsageError(f"{who}: {url} answered {answer.status_code} to {hint}")
     try:
         listed = [str(one["id"]) for one in answer.json()["data"]]
     except (ValueError, KeyError, TypeError):
         return  # a server without this route
     if listed and model not in listed:
         raise UsageError(
-            f"judge: {url} does not serve {model!r}.{did_you_mean(model, listed)} "
+            f"{who}: {url} does not serve {model!r}.{did_you_mean(model, listed)} "
             "check=False leaves this check out"
         )
 
