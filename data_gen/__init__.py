@@ -1,0 +1,29 @@
+"""Synthetic data from any OpenAI-compatible server: SFT examples, preferences, tasks, text.
+
+    data = data_gen.rejection_sample("reasoning_gym:chain_sum", server, "data/sums", n_tasks=500)
+
+Each generator is a function that returns a ``datasets.Dataset`` and a command (``data_gen rejection
+config.toml``); the same call again goes on after an interruption. Read in this order: ``records``
+(what is made), ``pipeline`` (how), ``store`` (what is on disk), then a generator.
+"""
+
+from data_gen.errors import GenerationError, Unanswered, UsageError
+from data_gen.filters import register as register_filter
+from data_gen.keep import rule
+from data_gen.records import Provenance, Record
+from data_gen.rejection import rejection_sample
+from data_gen.servers import Reply, Server, Servers
+
+__all__ = [
+    "GenerationError",
+    "Provenance",
+    "Record",
+    "Reply",
+    "Server",
+    "Servers",
+    "Unanswered",
+    "UsageError",
+    "register_filter",
+    "rejection_sample",
+    "rule",
+]
