@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from data_gen.cli import _parser as data_gen_parser
 from posttrain.cli import _parser
 from posttrain.config import load_config
 
@@ -51,6 +52,10 @@ def check_posttrain(arguments: list[str]) -> None:
         load_config(ROOT / options.config, options.overrides)
 
 
+def check_data_gen(arguments: list[str]) -> None:
+    data_gen_parser().parse_args(arguments)
+
+
 def check_python(arguments: list[str]) -> None:
     script, *rest = arguments
     if script == "-m":
@@ -72,6 +77,7 @@ def check_pip(arguments: list[str]) -> None:
 CHECKS = {
     "make": check_make,
     "posttrain": check_posttrain,
+    "data_gen": check_data_gen,
     "python": check_python,
     "pip": check_pip,
 }
