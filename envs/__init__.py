@@ -9,14 +9,26 @@ from envs.checking import CheckReport, Failure, check
 from envs.data import DataTasks
 from envs.generated import GeneratedTasks, generated
 from envs.loading import from_tasks, is_data, load, names, register
-from envs.protocol import EndReason, Env, Environment, Message, Step, Task, TaskSource
+from envs.protocol import (
+    Budget,
+    EndReason,
+    Env,
+    Environment,
+    Message,
+    Step,
+    Task,
+    TaskSource,
+    ToolSpec,
+)
 from envs.reasoning_pool import shutdown
 from envs.second_try import SecondTry
 from envs.single_turn import Episodes, SingleTurn, case_of, user
 from envs.splitting import held_out, question_of
+from envs.tools import ToolEnv, ToolFailure, tool_spec
 from rewards import UsageError
 
 __all__ = [
+    "Budget",
     "CheckReport",
     "DataTasks",
     "EndReason",
@@ -31,6 +43,9 @@ __all__ = [
     "Step",
     "Task",
     "TaskSource",
+    "ToolEnv",
+    "ToolFailure",
+    "ToolSpec",
     "UsageError",
     "case_of",
     "check",
@@ -43,5 +58,6 @@ __all__ = [
     "question_of",
     "register",
     "shutdown",
+    "tool_spec",
     "user",
 ]

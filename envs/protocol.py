@@ -1,8 +1,14 @@
 """The environment contract, on one screen.
 
 One ``Env`` instance is one episode: ``start`` once, ``step`` until done, ``close`` always. Methods
-may be plain or async. Messages are ``{"role": ..., "content": ...}`` dictionaries; there is no
-tokenizer and no tensor in sight. The engine, sampling, budgets and deadlines are the caller's.
+may be plain or async. Messages are ``{"role": ..., "content": ...}`` dictionaries, in OpenAI's
+form with ``tool_calls`` where the model called tools; there is no tokenizer and no tensor in sight.
+The engine, sampling and deadlines are the caller's; an environment may bound its own episodes.
+
+Beside the three methods an Env may have ``tools() -> Sequence[ToolSpec]``, asked once after
+``start``, and ``unfinished(reason) -> Score``, the verdict on an episode that ended for another
+reason than its own and has no score; without it such an episode could not be judged. ``ToolEnv``
+(``envs.tools``) has both.
 """
 
 from __future__ import annotations
@@ -23,6 +29,9 @@ class EndReason(StrEnum):
     DONE = "done"  # the environment said so
     LENGTH = "length"  # the model ran into max_tokens or its window
     MAX_TURNS = "max_turns"
+    TOKENS = "tokens"  # the budget of tokens, all turns together
+    TOOL_TIME = "tool_time"  # the budget of seconds in the environment's steps
+    TOTAL_TIME = "total_time"  # the budget of seconds, generation included
     ENV_ERROR = "env_error"  # the environment raised: the score is an error, not a zero
     ENV_TIMEOUT = "env_timeout"
 
@@ -38,13 +47,41 @@ class Task:
 
 
 @dataclass(frozen=True, slots=True)
+class ToolSpec:
+    """A tool as the model is told of it."""
+
+    name: str
+    description: str
+    parameters: Mapping[str, Any]  # JSON schema of an object
+
+    def as_openai(self) -> dict[str, Any]:
+        """The form that chat templates and chat routes take."""
+        function = {
+            "name": self.name,
+            "description": self.description,
+            "parameters": dict(self.parameters),
+        }
+        return {"type": "function", "function": function}
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What bounds one episode of an environment, beside the job's own limits; None: nothing."""
+
+    turns: int | None = None  # of the model
+    tokens: int | None = None  # that the model writes, over all turns
+    tool_s: float | None = None  # seconds in ``step``, over all turns
+    total_s: float | None = None  # seconds from ``start`` on
+
+
+@dataclass(frozen=True, slots=True)
 class Step:
     """What the environment answers to a message of the model."""
 
     messages: tuple[Message, ...] = ()  # shown to the model next; empty when done
     score: Score | None = None  # None until known; the last one counts
     done: bool = False
-    info: Mapping[str, Any] = field(default_factory=dict)
+    info: Mapping[str, Any] = field(default_factory=dict)  # numbers are summed over an episode
 
 
 class Env(Protocol):
@@ -76,7 +113,10 @@ class TaskSource(Protocol):
 
 
 class Environment(Protocol):
-    """What ``envs.load`` returns and a training job takes: tasks, and an Env for each episode."""
+    """What ``envs.load`` returns and a training job takes: tasks, and an Env for each episode.
+
+    It may have a ``budget``.
+    """
 
     name: str
     tasks: TaskSource

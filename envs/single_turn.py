@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from envs.protocol import Env, Message, Step, Task, TaskSource
+from envs.protocol import Budget, Env, Message, Step, Task, TaskSource
 from envs.splitting import question_of
 from rewards import Case, Reward, apply
 
@@ -25,6 +25,7 @@ class Episodes:
     name: str
     tasks: TaskSource
     make: Callable[[], Env]
+    budget: Budget = field(default_factory=Budget)
 
 
 @dataclass

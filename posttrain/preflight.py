@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import rewards
-from envs import Task
+from envs import Environment, Task
 from posttrain.algorithm import Algorithm
 from posttrain.chat import Chat
 from posttrain.config import GrpoConfig
@@ -99,6 +99,12 @@ def load_chat(model: str) -> Chat:
     except (OSError, ValueError, KeyError) as error:
         raise UsageError(f"the tokenizer of {model} can't be loaded: {error}") from error
     return Chat(tokenizer, f"the tokenizer of {model}")
+
+
+def check_tools(environment: Environment, chat: Chat) -> None:
+    """An environment with tools needs a template that tells the model of them; else UsageError."""
+    if hasattr(environment.make(), "tools"):
+        _ = chat.tool_format
 
 
 def _check_lora(config: GrpoConfig, engine: str) -> None:

@@ -76,6 +76,7 @@ def prepare(
     window = preflight.model_window(config.model, config)
     _check_lora_targets(config)
     chat = preflight.load_chat(config.model)
+    preflight.check_tools(environment, chat)
     plan = TaskPlan(environment, chat, config, window)
     plan.check(held_out)
     return Prepared(config, environment, function, chat, window, plan, held_out)

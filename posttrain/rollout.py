@@ -11,13 +11,13 @@ import asyncio
 import inspect
 import time
 import traceback
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import envs
 import rewards
-from envs import EndReason, Env, Environment, Message, Step, Task
+from envs import Budget, EndReason, Env, Environment, Message, Step, Task, ToolSpec
 from posttrain.chat import Chat
 from posttrain.seeds import derive_seed
 from posttrain.types import (
@@ -101,11 +101,15 @@ class Episode:
     turn_values: list[float] = field(default_factory=list)
     generation_s: float = 0.0
     reward_s: float = 0.0
+    info: dict[str, float] = field(default_factory=dict)  # numbers of the steps, summed
+    tools: Sequence[ToolSpec] = ()
+    started: float = field(default_factory=time.perf_counter)
 
     async def play(self) -> Rollout:
         env = self.player.environment.make()
         try:
             reason = await self._turns(env)
+            await self._settle_unfinished(env, reason)
             score = await self._final_score()
         except _EnvFailure as failure:
             reason, score = failure.reason, failure.score
@@ -123,6 +127,7 @@ class Episode:
             generation_s=self.generation_s,
             reward_s=self.reward_s,
             turn_values=tuple(self.turn_values),
+            info=self.info,
         )
 
     async def _turns(self, env: Env) -> EndReason:
@@ -131,23 +136,60 @@ class Episode:
         # writes, not by what the environment draws
         env_seed = derive_seed(0, self.task.task_id)
         self.messages += await self._call(env.start, self.task, seed=env_seed)
-        prompt_ids = chat.prompt_ids(self.messages)
-        for turn in range(limits.max_turns):
+        if hasattr(env, "tools"):
+            self.tools = await self._call(env.tools)
+        prompt_ids = chat.prompt_ids(self.messages, self.tools)
+        for turn in range(self._max_turns()):
             if len(prompt_ids) >= limits.window:
                 return EndReason.LENGTH
+            if (spent := self._spent()) is not None:
+                return spent
             completion = await self._generate(prompt_ids, turn)
             self.turns.append(Turn(prompt_ids, completion))
             self.turn_values.append(0.0)
-            reply: Message = {"role": "assistant", "content": chat.decode(completion.token_ids)}
+            reply = chat.reply(completion.token_ids, tools=bool(self.tools))
             self.messages.append(reply)
             step: Step = await self._call(env.step, reply)
             self._note_score(turn, step.score)
+            self._note_info(step.info)
             if step.done or completion.finish_reason is FinishReason.LENGTH:
                 cut = completion.finish_reason is FinishReason.LENGTH
-                return EndReason.LENGTH if cut else EndReason.DONE
+                return (self._spent() or EndReason.LENGTH) if cut else EndReason.DONE
             self.messages += step.messages
             prompt_ids = chat.extend(prompt_ids, completion.token_ids, step.messages)
         return EndReason.MAX_TURNS
+
+    def _max_turns(self) -> int:
+        own = self._budget.turns
+        return self.player.limits.max_turns if own is None else own
+
+    @property
+    def _budget(self) -> Budget:
+        return getattr(self.player.environment, "budget", Budget())
+
+    def _spent(self) -> EndReason | None:
+        """The budget that is used up, if any."""
+        budget = self._budget
+        seconds = time.perf_counter() - self.started
+        written = sum(len(turn.completion) for turn in self.turns)
+        limits = (
+            (budget.tokens, written, EndReason.TOKENS),
+            (budget.tool_s, self.reward_s, EndReason.TOOL_TIME),
+            (budget.total_s, seconds, EndReason.TOTAL_TIME),
+        )
+        over = (reason for most, used, reason in limits if most is not None and used >= most)
+        return next(over, None)
+
+    async def _settle_unfinished(self, env: Env, reason: EndReason) -> None:
+        """Ask an environment that can say so what an episode without a score is worth."""
+        judge = getattr(env, "unfinished", None)
+        if self.score is None and judge is not None:
+            self.score = await self._call(judge, reason)
+
+    def _note_info(self, info: Mapping[str, Any]) -> None:
+        for name, value in info.items():
+            if isinstance(value, int | float):
+                self.info[name] = self.info.get(name, 0.0) + value
 
     def _note_score(self, turn: int, score: Score | None) -> None:
         """The last score is the outcome; an earlier one becomes its turn's reward.
@@ -167,6 +209,8 @@ class Episode:
         started = time.perf_counter()
         sampling = self.player.sampling
         room = self.player.limits.window - len(prompt_ids)
+        if self._budget.tokens is not None:
+            room = min(room, self._budget.tokens - sum(len(t.completion) for t in self.turns))
         request = Request(
             request_id=f"{self.rollout_id}-{turn}",
             prompt_ids=prompt_ids,

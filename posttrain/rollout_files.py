@@ -8,7 +8,7 @@ removes the partial one; a crash in between leaves both, and then the Parquet fi
 
 Both forms give back equal groups: token ids, float32 log-probs and float64 scores bit for bit (a
 float32 is written to JSON as the float64 of the same value, whose repr is exact). In Parquet one
-row is one rollout. ``messages`` and ``parts`` are JSON there, because their keys are the
+row is one rollout. ``messages``, ``parts`` and ``info`` are JSON there, because their keys are the
 environment's; a lone surrogate in any text is kept as such in JSON and written as ``\\udXXX`` in
 Parquet's plain strings, which are UTF-8.
 """
@@ -32,6 +32,7 @@ from posttrain.jsonl import JsonLines, read_lines, sync_folder, to_json
 from posttrain.types import GREEDY, Completion, FinishReason, Group, Rollout, Turn
 from rewards import Outcome, Score
 
+_JSON = ("messages", "parts", "info")  # free-form, and so one column of text in Parquet
 _ARRAYS = ("prompt_ids", "token_ids", "logprobs", "weight_versions")
 _TURN = pa.struct(
     [
@@ -57,6 +58,7 @@ SCHEMA = pa.schema(
         ("generation_s", pa.float64()),
         ("reward_s", pa.float64()),
         ("turn_values", pa.list_(pa.float64())),
+        ("info", pa.string()),  # JSON
         ("messages", pa.string()),  # JSON
         ("turns", pa.list_(_TURN)),
     ]
@@ -207,6 +209,7 @@ def _rollout_to_record(rollout: Rollout, turn_to_record: Callable[[Turn], Any]) 
         "generation_s": rollout.generation_s,
         "reward_s": rollout.reward_s,
         "turn_values": list(rollout.turn_values),
+        "info": {name: float(value) for name, value in rollout.info.items()},
         "messages": [dict(message) for message in rollout.messages],
         "turns": [turn_to_record(turn) for turn in rollout.turns],
     }
@@ -224,6 +227,7 @@ def _rollout_from_record(row: Mapping[str, Any], turns: tuple[Turn, ...]) -> Rol
         generation_s=row["generation_s"],
         reward_s=row["reward_s"],
         turn_values=tuple(row["turn_values"]),
+        info=row.get("info") or {},
     )
 
 
@@ -258,7 +262,7 @@ def _rows(group: Group) -> Iterable[dict[str, Any]]:
     for rollout in _all(group):
         row = _rollout_to_record(rollout, _turn_to_columns)
         row |= {"step": group.step, "prompt_index": group.prompt_index}
-        row |= {"messages": to_json(row["messages"]), "parts": to_json(row["parts"])}
+        row |= {name: to_json(row[name]) for name in _JSON}
         for name in ("rollout_id", "task_id", "detail"):
             row[name] = row[name].encode("utf-8", "backslashreplace").decode()
         yield row
@@ -269,7 +273,7 @@ def groups_of(table: pa.Table) -> list[Group]:
     groups: dict[tuple[int, int], list[Rollout]] = {}
     rows = table.drop_columns(["turns"]).to_pylist()
     for row, turns in zip(rows, _turns(table.column("turns")), strict=True):
-        row |= {"messages": json.loads(row["messages"]), "parts": json.loads(row["parts"])}
+        row |= {name: json.loads(row[name] or "{}") for name in _JSON}  # info came later
         members = groups.setdefault((row["step"], row["prompt_index"]), [])
         members.append(_rollout_from_record(row, turns))
     return [_group(step, index, members) for (step, index), members in sorted(groups.items())]

@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import statistics
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -244,7 +244,9 @@ def step_record(step: int, groups: Sequence[Group]) -> dict[str, Any]:
         "reward_std": statistics.pstdev(values) if values else None,
         "accuracy": outcomes[Outcome.CORRECT] / len(values) if values else None,
         "outcomes": dict(outcomes),
-        "reward_parts": _parts(groups),
+        "reward_parts": _means(r.score.parts for r in rollouts),
+        "env_info": _means(r.info for r in rollouts),
+        "end_reasons": dict(Counter(str(r.end_reason) for r in rollouts)),
         "groups": len(groups),
         "groups_without_signal": sum(without_signal(group) for group in groups),
         "invalid_samples": len(rollouts) - len(values),
@@ -258,11 +260,10 @@ def step_record(step: int, groups: Sequence[Group]) -> dict[str, Any]:
     }
 
 
-def _parts(groups: Sequence[Group]) -> dict[str, float]:
-    """Mean of each named part of the reward over the samples that have it."""
+def _means(several: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """Mean of each named number over the rollouts that have it."""
     found: dict[str, list[float]] = {}
-    for group in groups:
-        for rollout in group.rollouts:
-            for name, value in rollout.score.parts.items():
-                found.setdefault(name, []).append(value)
+    for one in several:
+        for name, value in one.items():
+            found.setdefault(name, []).append(value)
     return {name: statistics.fmean(values) for name, values in sorted(found.items())}

@@ -118,6 +118,7 @@ class Rollout:
     generation_s: float = 0.0  # seconds spent waiting for the engine
     reward_s: float = 0.0  # seconds spent in the environment and its rewards
     turn_values: tuple[float, ...] = ()  # what each turn earned beside the outcome
+    info: Mapping[str, float] = field(default_factory=dict)  # the environment's numbers, summed
 
     @property
     def n_completion_tokens(self) -> int:

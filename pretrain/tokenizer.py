@@ -27,18 +27,37 @@ _PIECES = r"\p{N}| ?\p{L}+| ?[^\s\p{L}\p{N}]+ ?|\s+"
 
 # The generation markers enclose exactly what the model has to write itself: the assistant's text
 # and the token that ends its turn, not the header before it.
+# Tools are told of and called as Hermes and Qwen do.
 CHAT_TEMPLATE = """\
+{%- if tools -%}
+{{- '<|im_start|>system\\n' -}}
+{%- if messages[0].role == 'system' -%}{{- messages[0].content + '\\n\\n' -}}{%- endif -%}
+{{- 'Tools:' -}}
+{%- for tool in tools -%}{{- '\\n' + tool | tojson -}}{%- endfor -%}
+{{- '\\nCall one so:\\n<tool_call>\\n{"name": ..., "arguments": {...}}\\n</tool_call>' -}}
+{{- '<|im_end|>\\n' -}}
+{%- endif -%}
 {%- for message in messages -%}
+{%- if not (tools and loop.first and message.role == 'system') -%}
 {%- if message.role not in ['system', 'user', 'assistant', 'tool'] -%}
 {{- raise_exception('unknown role: ' ~ message.role) -}}
 {%- endif -%}
 {{- '<|im_start|>' + message.role + '\\n' -}}
 {%- if message.role == 'assistant' -%}
-{%- generation -%}{{- message.content + '<|im_end|>' -}}{%- endgeneration -%}
+{%- generation -%}
+{{- message.content or '' -}}
+{%- for call in message.tool_calls or [] -%}
+{{- '\\n' if message.content or not loop.first else '' -}}
+{{- '<tool_call>\\n{"name": ' + call.function.name | tojson + ', "arguments": ' -}}
+{{- call.function.arguments | tojson + '}\\n</tool_call>' -}}
+{%- endfor -%}
+{{- '<|im_end|>' -}}
+{%- endgeneration -%}
 {%- else -%}
 {{- message.content + '<|im_end|>' -}}
 {%- endif -%}
 {{- '\\n' -}}
+{%- endif -%}
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}"""
 

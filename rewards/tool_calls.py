@@ -80,7 +80,7 @@ def expected(calls: Any) -> list[ToolCall]:
         calls = json_text.parse(calls)
     if not isinstance(calls, Sequence):
         raise ValueError(f"expected_calls must be a list of calls, got {calls!r:.80}")
-    return [_call(one) for one in calls]
+    return [read_call(one) for one in calls]
 
 
 def made_calls(completion: str, messages: Sequence[Mapping[str, Any]]) -> list[ToolCall]:
@@ -90,7 +90,7 @@ def made_calls(completion: str, messages: Sequence[Mapping[str, Any]]) -> list[T
     if given:
         if not isinstance(given, Sequence) or len(given) > MAX_CALLS:
             raise ValueError(f"tool_calls must be a list of at most {MAX_CALLS}")
-        return [_call(one) for one in given]
+        return [read_call(one) for one in given]
     text = after_thinking(completion) or ""
     sections = text.split(_OPEN)[1:]
     if len(sections) > MAX_CALLS or text.count(_CLOSE) != len(sections):
@@ -100,11 +100,11 @@ def made_calls(completion: str, messages: Sequence[Mapping[str, Any]]) -> list[T
         inside, closed, _ = section.partition(_CLOSE)
         if not closed:
             raise ValueError(f"a {_OPEN} is not closed")
-        found.append(_call(json_text.parse(inside.strip())))
+        found.append(read_call(json_text.parse(inside.strip())))
     return found
 
 
-def _call(given: Any) -> ToolCall:
+def read_call(given: Any) -> ToolCall:
     """A call in Hermes' or OpenAI's form; arguments may be JSON text. Raises ValueError."""
     if isinstance(given, Mapping) and isinstance(given.get("function"), Mapping):
         given = given["function"]

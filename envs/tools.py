@@ -1,0 +1,205 @@
+"""Environments whose tools are Python methods.
+
+    class Calculator(envs.ToolEnv):
+        def multiply(self, a: int, b: int) -> int:
+            \"\"\"The product of a and b.\"\"\"
+            return a * b
+
+        def judge(self, message):
+            return float(message["content"].strip() == self.task.answer)
+
+Every public method with type hints is a tool, its signature the schema, its docstring the
+description; ``Annotated[int, "meaning"]`` describes a parameter. The model's messages with calls
+are answered by tool messages; the first one without any is its answer, which ``judge`` scores.
+
+A call that can't be run (no JSON, unknown tool, wrong arguments), a tool that raises and one that
+overruns its deadline are told to the model, and counted. ``ToolFailure`` is for the environment's
+own failures: it ends the episode, which then could not be judged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
+
+from envs.protocol import EndReason, Message, Step, Task, ToolSpec
+from envs.single_turn import settled
+from rewards import Outcome, Score, UsageError
+from rewards.calling import as_score
+from rewards.threads import in_thread
+
+_OURS = {"start", "step", "close", "tools", "judge", "unfinished"}
+
+
+class ToolFailure(Exception):
+    """The environment itself is broken: the episode ends and is not judged."""
+
+
+class ToolEnv:
+    """One episode with tools; subclasses write tools and ``judge``."""
+
+    task: Task
+    call_timeout_s = 10.0  # of one call
+    max_result_chars = 4000  # of one result; what is more is cut in the middle
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for name in tool_names(cls):  # a tool that no schema can be made of is told at once
+            tool_spec(getattr(cls, name))
+
+    def start(self, task: Task, *, seed: int) -> Sequence[Message]:
+        """The task's messages. A subclass that sets something up calls this too."""
+        self.task = task
+        return task.messages
+
+    def tools(self) -> Sequence[ToolSpec]:
+        return [tool_spec(getattr(type(self), name)) for name in tool_names(type(self))]
+
+    async def step(self, message: Message) -> Step:
+        """Run the calls, in order; without any, the message is the answer."""
+        calls = message.get("tool_calls") or ()
+        invalid = message.get("invalid_tool_calls") or ()
+        if not calls and not invalid:
+            return Step(score=as_score(await settled(self.judge(message))), done=True)
+        started, errors, results = time.monotonic(), 0, []
+        for call in calls:
+            content, failed = await self._run(call["function"])
+            errors += failed
+            results.append(_tool_message(call["function"]["name"], content, call.get("id")))
+        results += [
+            _tool_message("", f"error: the call could not be read: {why}") for why in invalid
+        ]
+        info = {
+            "tool_calls": len(calls),
+            "malformed_calls": len(invalid),
+            "tool_errors": errors,
+            "tool_s": time.monotonic() - started,
+        }
+        return Step(messages=tuple(results), info=info)
+
+    def judge(self, message: Message) -> Score | float | bool:
+        """Score the answer, a message without calls; plain or async."""
+        raise NotImplementedError(f"{type(self).__name__} needs judge(message)")
+
+    def unfinished(self, reason: EndReason) -> Score:
+        """An episode that ran out of turns, tokens or time before it answered is wrong."""
+        return Score(0.0, Outcome.WRONG, detail=f"ended without an answer: {reason}")
+
+    def close(self) -> None:
+        """Nothing to release; a subclass that holds something does it here."""
+
+    async def _run(self, call: Mapping[str, Any]) -> tuple[str, bool]:
+        """The result of one call as text, and whether it is an error."""
+        names = tool_names(type(self))
+        if call["name"] not in names:
+            return f"error: there is no tool {call['name']!r}; there is {', '.join(names)}", True
+        try:
+            arguments = read_arguments(getattr(type(self), call["name"]), call["arguments"])
+            result = await self._call(getattr(self, call["name"]), arguments)
+        except ToolFailure:
+            raise
+        except TimeoutError:
+            return f"error: no result within {self.call_timeout_s:g} s", True
+        except Exception as error:  # noqa: BLE001  boundary: model text reached a tool
+            return f"error: {type(error).__name__}: {error}"[: self.max_result_chars], True
+        return self._as_text(result), False
+
+    async def _call(self, method: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
+        if inspect.iscoroutinefunction(method):
+            async with asyncio.timeout(self.call_timeout_s):
+                return await method(**arguments)
+        return await in_thread(lambda: method(**arguments), self.call_timeout_s)
+
+    def _as_text(self, result: Any) -> str:
+        text = result if isinstance(result, str) else json.dumps(result, default=str)
+        if len(text) <= self.max_result_chars:
+            return text
+        half = self.max_result_chars // 2
+        return f"{text[:half]}\n[{len(text) - 2 * half} characters left out]\n{text[-half:]}"
+
+
+def tool_names(owner: type) -> list[str]:
+    """Public methods that are tools, in the order they were written, a base class's first."""
+    found: dict[str, None] = {}
+    for cls in reversed(owner.__mro__):
+        if cls in (object, ToolEnv):
+            continue
+        public = (name for name in vars(cls) if not name.startswith("_") and name not in _OURS)
+        found |= {name: None for name in public if inspect.isfunction(vars(cls)[name])}
+    return list(found)
+
+
+def tool_spec(function: Callable[..., Any]) -> ToolSpec:
+    """A function as a tool. Raises UsageError for a parameter without a type hint."""
+    name = function.__name__
+    schema = _model(function).model_json_schema()
+    schema.pop("title", None)
+    for one in schema.get("properties", {}).values():
+        one.pop("title", None)
+    return ToolSpec(name, inspect.getdoc(function) or "", schema)
+
+
+def read_arguments(function: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments as the function's types. Raises ValueError that a model can read."""
+    from pydantic import ValidationError
+
+    try:
+        model = _model(function).model_validate(dict(given))
+    except ValidationError as error:
+        faults = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]
+        raise ValueError("; ".join(faults)) from None
+    return {name: getattr(model, name) for name in type(model).model_fields}
+
+
+_MODELS: dict[Callable[..., Any], Any] = {}
+
+
+def _model(function: Callable[..., Any]) -> Any:
+    """The parameters as a pydantic model, made once."""
+    if function not in _MODELS:
+        _MODELS[function] = _make_model(function)
+    return _MODELS[function]
+
+
+def _make_model(function: Callable[..., Any]) -> Any:
+    from pydantic import ConfigDict, Field, create_model
+    from pydantic.errors import PydanticUserError
+
+    where = f"tool {function.__qualname__}"
+    try:
+        hints = get_type_hints(function, include_extras=True)
+    except NameError as error:
+        raise UsageError(f"{where}: {error}; write its type hints with names that exist") from None
+    fields: dict[str, Any] = {}
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.name == "self":
+            continue
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            raise UsageError(f"{where}: *{parameter.name} can't be described to a model")
+        if parameter.name not in hints:
+            raise UsageError(
+                f"{where}: parameter {parameter.name!r} has no type hint, so no schema can be made"
+            )
+        default = ... if parameter.default is parameter.empty else parameter.default
+        described = Field(default, description=_meaning(hints[parameter.name]))
+        fields[parameter.name] = (hints[parameter.name], described)
+    try:
+        return create_model(function.__name__, __config__=ConfigDict(extra="forbid"), **fields)
+    except PydanticUserError as error:
+        raise UsageError(f"{where}: {error.message}") from None
+
+
+def _meaning(hint: Any) -> str | None:
+    """The text in ``Annotated[int, "text"]``."""
+    if get_origin(hint) is not Annotated:
+        return None
+    return next((one for one in get_args(hint)[1:] if isinstance(one, str)), None)
+
+
+def _tool_message(name: str, content: str, call_id: str | None = None) -> dict[str, Any]:
+    message = {"role": "tool", "name": name, "content": content}
+    return message | ({"tool_call_id": call_id} if call_id else {})
