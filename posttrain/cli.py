@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.errors import RunError, UsageError
+from posttrain.evaluation.command import add_parsers as add_evaluation_parsers
 from rewards.judge.command import add_arguments as add_judge_arguments
 from rewards.judge.command import run as run_judge_audit
 
@@ -64,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     settings = commands.add_parser("settings", help="list every setting, its default and meaning")
     settings.set_defaults(run=_settings)
 
+    add_evaluation_parsers(commands)
     _audit_parser(commands)
     _sandbox_parser(commands)
 

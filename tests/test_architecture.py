@@ -47,7 +47,7 @@ ORDER = [
     *("learner_inline", "learner_rank", "learner_process", "calibration"),
     *("teacher", "step", "checkpoint", "evaluate"),
     *("console", "trackers", "trainers", "report"),
-    *("preflight", "tasks", "preparation", "job", "loop", "execution"),
+    *("preflight", "tasks", "preparation", "job", "loop", "execution", "evaluation"),
     *("status", "status_text", "plan", "plan_text", "doctor_probes", "doctor", "api", "cli"),
 ]
 

@@ -1,0 +1,110 @@
+"""``posttrain eval`` and ``posttrain compare``: benchmarks from the shell."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+
+def add_parsers(commands: Any) -> None:
+    """The two commands; nothing heavy is imported before one runs."""
+    one = commands.add_parser("eval", help="a model on benchmarks: gsm8k, math, humaneval, ...")
+    one.add_argument("model", help="checkpoint folder or hub name")
+    one.add_argument("--tasks", required=True, help="by comma; NAME=FILE for rows of your own")
+    one.add_argument("--samples", type=int, default=1, help="completions of each task: mean@k")
+    one.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
+    one.add_argument("--max-tokens", type=int, default=1024, help="longest completion")
+    one.add_argument("--templates", type=int, default=3, help="prompt templates of each, at most")
+    one.add_argument("--limit", type=int, default=0, help="rows of each benchmark; 0: all")
+    one.add_argument("--data", help="folder with the benchmarks' files")
+    one.add_argument("--engine", default="auto", choices=("auto", "vllm", "embedded"))
+    one.add_argument("--seed", type=int, default=0)
+    one.add_argument("--out", type=Path, help="folder of the result (default: a new one in runs/)")
+    one.set_defaults(run=_eval)
+
+    two = commands.add_parser("compare", help="two evaluations, paired by task")
+    two.add_argument("a", help="folder of the first")
+    two.add_argument("b", help="folder of the second; positive differences are its")
+    two.set_defaults(run=_compare)
+
+
+def _eval(options: argparse.Namespace) -> int:
+    from posttrain.evaluation.running import EvalJob, evaluate_benchmarks
+    from posttrain.evaluation.sources import Wanted
+
+    out = options.out or Path("runs") / time.strftime("eval-%Y%m%d-%H%M%S")
+    job = EvalJob(
+        model=options.model,
+        wanted=Wanted(options.tasks, options.data, options.limit, options.templates),
+        out=out,
+        samples=options.samples,
+        temperature=options.temperature,
+        max_tokens=options.max_tokens,
+        engine=options.engine,
+        seed=options.seed,
+    )
+    result = evaluate_benchmarks(job, report=lambda text: print(text, file=sys.stderr))
+    _table(result["benchmarks"])
+    headline = {
+        name: {key: one[key] for key in ("accuracy", "interval", "format_failures")}
+        | {"template_spread": one["template_spread"]}
+        for name, one in result["benchmarks"].items()
+    }
+    print(json.dumps({"out": str(out), "benchmarks": headline}))
+    return 0
+
+
+def _table(benchmarks: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="accuracy by template")
+    headings = ("benchmark", "template", "accuracy", "95 %", "format failures", "pass@k", "maj@k")
+    for heading in headings:
+        table.add_column(heading)
+    for name, one in benchmarks.items():
+        for template, numbers in one["templates"].items():
+            table.add_row(name, template, *_cells(numbers))
+        if len(one["templates"]) > 1:
+            table.add_row(name, "mean of templates", *_cells(one), style="bold")
+    Console(file=sys.stderr).print(table)
+
+
+def _cells(numbers: dict[str, Any]) -> list[str]:
+    interval = numbers["interval"]
+    return [
+        _percent(numbers["accuracy"]),
+        f"{_percent(interval[0])} to {_percent(interval[1])}" if interval else "",
+        _percent(numbers["format_failures"]),
+        *(_largest(numbers.get(name)) for name in ("pass_at_k", "maj_at_k")),
+    ]
+
+
+def _percent(share: float | None) -> str:
+    return "not judged" if share is None else f"{100 * share:.1f} %"
+
+
+def _largest(by_k: dict[int, float] | None) -> str:
+    if not by_k:
+        return ""
+    k = max(by_k)
+    return f"{_percent(by_k[k])} (k={k})"
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from posttrain.evaluation.results import compare, read_evaluation
+
+    found = compare(read_evaluation(options.a), read_evaluation(options.b))
+    for name, one in found.items():
+        print(
+            f"{name}: {100 * one['difference']:+.1f} points "
+            f"[{100 * one['low']:+.1f}, {100 * one['high']:+.1f}], p = {one['p_value']:.3g}, "
+            f"{one['n_tasks']} tasks",
+            file=sys.stderr,
+        )
+    print(json.dumps(found))
+    return 0
