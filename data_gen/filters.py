@@ -42,6 +42,24 @@ def duplicates() -> Filter:
     return judge
 
 
+@register("contamination")
+def contamination(against: Mapping[str, Any]) -> Filter:
+    """Drops a row that holds an item of an evaluation set; ``against`` names files, or texts.
+
+    What counts as holding one is said in ``envs.contamination``.
+    """
+    from envs.contamination import read_index, row_text
+
+    index = read_index(against)
+    columns = ("messages", "prompt", "chosen", "rejected", "text", "answer")
+
+    def judge(row: Row) -> str:
+        match = index.find(row_text({name: row[name] for name in columns if name in row}))
+        return match.reason if match else ""
+
+    return judge
+
+
 def read_filters(given: Any) -> list[Filter]:
     """Fresh filters, in order. Raises UsageError for an unknown name or setting."""
     several = [given] if isinstance(given, str | Mapping) or callable(given) else list(given)

@@ -7,6 +7,7 @@ In this order: ``reasoning_gym:<dataset>``; a registered environment; a data fil
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
@@ -104,7 +105,10 @@ def from_tasks(
     ``reward`` is a function, a registered name, or several as ``rewards.combine`` takes them.
     ``held_out`` are rows to evaluate on instead of a hash's choice of ``held_out_percent``. Further
     options: ``prompt_column``, ``messages_column``, ``answer_column``, ``seed``,
-    ``held_out_percent``. Raises UsageError for bad rows, columns or options.
+    ``held_out_percent``, and ``against``, evaluation sets by name (files or texts): rows that hold
+    one of their items are left out, with a warning (``envs.contamination``).
+
+    Raises UsageError for bad rows, columns or options.
     """
     if reward is None:
         raise UsageError(f"{name} is data: name the reward that judges answers with reward=...")
@@ -117,12 +121,14 @@ def from_tasks(
         check=partial(check_row, judged_by),
     )
     seed, percent = options.pop("seed", 0), options.pop("held_out_percent", PERCENT)
+    against = options.pop("against", None)
     if options:
         known = ["prompt_column", "messages_column", "answer_column", "seed", "held_out_percent"]
+        known.append("against")
         odd = next(iter(options))
         raise UsageError(f"{name}: unknown argument {odd!r}.{did_you_mean(odd, known)}")
     tasks = DataTasks(
-        _rows(rows),
+        _rows(rows) if against is None else _clean(_rows(rows), against, name),
         name=name,
         columns=columns,
         seed=seed,
@@ -150,6 +156,20 @@ def _from_source(name: str, args: dict[str, Any]) -> Environment:
     elif aside is None and aside_split is not None:
         aside = rows_of(aside_split)
     return from_tasks(rows_of(split), name=name, held_out=aside, **args)
+
+
+def _clean(
+    rows: Sequence[Mapping[str, Any]], against: Mapping[str, Any], name: str
+) -> Sequence[Mapping[str, Any]]:
+    from envs.contamination import read_index, row_text
+
+    index = read_index(against)
+    found = [index.find(row_text(row)) for row in rows]
+    matches = [match for match in found if match is not None]
+    if matches:
+        reason = matches[0].reason
+        warnings.warn(f"{name}: {len(matches)} rows left out, the first {reason}", stacklevel=3)
+    return [row for row, match in zip(rows, found, strict=True) if match is None]
 
 
 def _rows(rows: Any) -> Sequence[Mapping[str, Any]]:

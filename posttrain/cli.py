@@ -13,6 +13,7 @@ from typing import Any
 
 from posttrain.errors import RunError, UsageError
 from posttrain.evaluation.command import add_parsers as add_evaluation_parsers
+from posttrain.evaluation.decontaminate import add_parser as add_decontaminate_parser
 from rewards.judge.command import add_arguments as add_judge_arguments
 from rewards.judge.command import run as run_judge_audit
 
@@ -66,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     settings.set_defaults(run=_settings)
 
     add_evaluation_parsers(commands)
+    add_decontaminate_parser(commands)
     _audit_parser(commands)
     _sandbox_parser(commands)
 

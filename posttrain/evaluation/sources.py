@@ -68,6 +68,20 @@ def suites(wanted: Wanted) -> list[Suite]:
     return found
 
 
+def benchmark_rows(names: str, data: str | None) -> dict[str, Sequence[Mapping[str, Any]]]:
+    """The rows of benchmarks by name; ``NAME=PATH`` may be any name. Raises UsageError."""
+    found: dict[str, Sequence[Mapping[str, Any]]] = {}
+    for name in (part.strip() for part in names.split(",") if part.strip()):
+        label, separator, path = name.partition("=")
+        if separator:
+            found[label] = read_file(path)
+        else:
+            found |= {one.name: _rows(one, "", data) for one in named(label)}
+    if not found:
+        raise UsageError(f"no benchmark is named; known: {', '.join(BENCHMARKS)}")
+    return found
+
+
 def _rows(benchmark: Benchmark, path: str, data: str | None) -> Sequence[Mapping[str, Any]]:
     if path:
         return read_file(path)
