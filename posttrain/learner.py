@@ -145,10 +145,6 @@ class RankLearner:
             self._engine.backward(loss * (self.world_size / denominator), scale_wrt_gas=False)
             clock.lap("backward")
         metrics |= totals.reduce(denominator)
-        if metrics.get("correction_weight_sq"):  # share of the tokens that effectively count
-            metrics["effective_sample_share"] = metrics["correction_weight"] ** 2 / metrics.pop(
-                "correction_weight_sq"
-            )
         reason = self._step(metrics["loss"])
         clock.lap("optimizer")
         metrics["grad_norm"] = self._grad_norm()

@@ -271,6 +271,7 @@ def _distance(tokens: TokenTensors) -> Metrics:
     ratio = tokens.masked(torch.exp(log_ratio))
     metrics = {
         "ratio": ratio.sum(),
+        "ratio_sq": ratio.square().sum(),
         "ratio_max": ratio.max() if len(ratio) else ratio.sum(),
         "kl": k3(log_ratio).sum(),
         "logprob_gap": log_ratio.abs().sum(),

@@ -232,12 +232,7 @@ def step_record(step: int, groups: Sequence[Group]) -> dict[str, Any]:
     values = [rollout.score.value for rollout in rollouts if rollout.score.value is not None]
     outcomes = Counter(str(rollout.score.outcome) for rollout in rollouts)
     lengths = [rollout.n_completion_tokens for rollout in rollouts]
-    lags = [
-        step - int(version)
-        for rollout in rollouts
-        for turn in rollout.turns
-        for version in np.unique(turn.completion.weight_versions)
-    ]
+    lags = _lags(step, rollouts)
     cut = sum(is_truncated(rollout) for rollout in rollouts)
     return {
         "reward_mean": statistics.fmean(values) if values else None,
@@ -255,9 +250,17 @@ def step_record(step: int, groups: Sequence[Group]) -> dict[str, Any]:
         "truncated_share": cut / len(rollouts),
         "prompt_tokens": sum(len(r.turns[-1].prompt_ids) for r in rollouts if r.turns),
         "completion_tokens": sum(lengths),
-        "lag_mean": statistics.fmean(lags) if lags else 0.0,
+        "lag_mean": sum(lag * n for lag, n in lags.items()) / max(lags.total(), 1),
         "lag_max": max(lags, default=0),
+        "lag_tokens": {str(lag): lags[lag] for lag in sorted(lags)},
     }
+
+
+def _lags(step: int, rollouts: Sequence[Rollout]) -> Counter[int]:
+    """Tokens by lag: optimiser steps from the weights that wrote them to those they train."""
+    versions = [turn.completion.weight_versions for r in rollouts for turn in r.turns]
+    lags, counts = np.unique(step - np.concatenate([[], *versions]), return_counts=True)
+    return Counter(dict(zip(lags.astype(int).tolist(), counts.tolist(), strict=True)))
 
 
 def _means(several: Iterable[Mapping[str, float]]) -> dict[str, float]:

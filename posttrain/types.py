@@ -76,6 +76,7 @@ class Request:
     prompt_ids: Ints  # [T]
     sampling: Sampling
     seed: int  # derived from (run seed, step, prompt, sample)
+    step: int = 0  # where requests have to wait, those of older steps go first
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,6 +268,11 @@ class Engine(Generate, Protocol):
         """Of its servers, since the engine was made."""
         ...
 
+    @property
+    def busy_s(self) -> float:
+        """Seconds with a request running, since the engine was made; a mean over its servers."""
+        ...
+
     async def start(self) -> None: ...
 
     def admit(self, episodes: int) -> None:
@@ -304,6 +310,11 @@ class Learner(Protocol):
     """Holds the weights being trained and the optimiser. One command at a time."""
 
     world_size: int
+
+    @property
+    def busy_s(self) -> float:
+        """Seconds with a command running, since the learner was made."""
+        ...
 
     async def start(self) -> None: ...
 

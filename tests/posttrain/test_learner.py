@@ -194,6 +194,11 @@ def test_metrics_of_the_first_step(checkpoint: Path, tmp_path: Path) -> None:
     assert metrics["kl"] == pytest.approx((np.exp(x) - 1 - x).mean(), rel=1e-3)
     assert metrics["ratio_mean"] == pytest.approx(np.exp(x).mean(), rel=1e-4)
     assert metrics["ratio_max"] == pytest.approx(np.exp(x).max(), rel=1e-4)
+    r = np.exp(x)
+    assert metrics["effective_sample_share"] == pytest.approx(
+        r.sum() ** 2 / len(r) / (r @ r), rel=1e-3
+    )
+    assert "ratio_sq" not in metrics
     assert metrics["trained_tokens"] == len(x)
     assert 0 < metrics["entropy"] <= np.log(VOCABULARY)
 
