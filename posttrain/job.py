@@ -26,13 +26,12 @@ from posttrain.config import GrpoConfig
 from posttrain.console import Console
 from posttrain.errors import RunError, first_error
 from posttrain.evaluate import evaluate
+from posttrain.logprob_server import SENTENCE, LogprobServer
 from posttrain.preparation import Prepared
 from posttrain.rollout import Player
 from posttrain.run_dir import RunDir
 from posttrain.seeds import derive_seed
 from posttrain.step import Credit
-from posttrain.teacher import Teacher
-from posttrain.teacher import sentence as teacher_sentence
 from posttrain.trackers import Trackers
 from posttrain.types import Engine, EvalResult, Group, Ints, Learner, Rollout
 
@@ -76,11 +75,13 @@ class Job:
 
     def __post_init__(self) -> None:
         algorithm = Algorithm.of(self.config.algorithm)
-        deadline_s = self.config.rollout.request_timeout_s
-        teacher = Teacher(algorithm.teacher, deadline_s) if algorithm.teacher else None
+        servers = {
+            role: LogprobServer(url, role, self.config.rollout.request_timeout_s)
+            for role, url in algorithm.servers.items()
+        }
         player = self.ready.player(self.engine, self.config.rollout.temperature)
         self.player = dataclasses.replace(player, greedy=algorithm.greedy)
-        self.credit = Credit(self.config, algorithm, self.learner, teacher)
+        self.credit = Credit(self.config, algorithm, self.learner, servers)
 
     @property
     def config(self) -> GrpoConfig:
@@ -96,13 +97,13 @@ class Job:
             yield first_step
         finally:
             self.console.phase("ending engine and learner")
-            if self.credit.teacher is not None:
-                await self.credit.teacher.close()
+            for server in self.credit.servers.values():
+                await server.close()
             await asyncio.gather(self.engine.close(), self.learner.close(), return_exceptions=True)
 
     async def _start(self) -> int:
-        if self.credit.teacher is not None:
-            await self.credit.teacher.check(self.ready.chat.encode(teacher_sentence()))
+        for server in self.credit.servers.values():
+            await server.check(self.ready.chat.encode(SENTENCE))
         self.console.phase(f"starting {self.engine.name} and the learner")
         try:
             async with asyncio.TaskGroup() as group:

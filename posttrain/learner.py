@@ -154,7 +154,9 @@ class RankLearner:
         """The row's loss sum; its metrics go to ``totals``."""
         tensors = RowTensors(row, self._device, share_prompts=self._share)
         mode: EntropyMode = "loss" if self._algorithm.parts.entropy_coef > 0 else "metric"
-        reference = self._reference_logprobs(tensors) if self._algorithm.reference else None
+        reference = tensors.reference  # from a server
+        if self._algorithm.reference:
+            reference = self._reference_logprobs(tensors)
         temperature = self._config.rollout.temperature
         logprobs, entropy = self._engine(*tensors.inputs, temperature, mode)
         tokens = TokenTensors(

@@ -155,7 +155,8 @@ class Sample:
     ``logprobs[t]`` belongs to ``token_ids[t]``: the log-prob of writing it after ``token_ids[:t]``.
     Where ``loss_mask`` is False, logprobs, advantages and weight_versions are 0 and unused.
     ``values`` and ``returns`` are there where a critic is trained: what it said of
-    ``token_ids[:t]``, and what it should have said.
+    ``token_ids[:t]``, and what it should have said. ``reference`` is there where the reference's
+    log-probs come from a server.
     """
 
     token_ids: Ints
@@ -166,6 +167,7 @@ class Sample:
     rollout_id: str
     values: Floats | None = None
     returns: Floats | None = None
+    reference: Floats | None = None
 
     def __post_init__(self) -> None:
         arrays = (self.loss_mask, self.logprobs, self.advantages, self.weight_versions)
@@ -193,6 +195,7 @@ class PackedRow:
     lengths: Ints
     values: Floats | None = None
     returns: Floats | None = None
+    reference: Floats | None = None
 
     def __post_init__(self) -> None:
         n = int(self.lengths.sum())

@@ -45,7 +45,7 @@ ORDER = [
     *("routing", "replica", "vllm_engine", "embedded", "engines"),
     *("nccl_transport", "row_tensors", "workload", "step_metrics", "critic", "learner"),
     *("learner_inline", "learner_rank", "learner_process", "calibration"),
-    *("teacher", "step", "checkpoint", "evaluate"),
+    *("logprob_server", "step", "checkpoint", "evaluate"),
     *("console", "trackers", "trainers", "report"),
     *("preflight", "tasks", "preparation", "job", "loop", "execution", "evaluation"),
     *("status", "status_text", "plan", "plan_text", "doctor_probes", "doctor", "api", "cli"),
