@@ -37,7 +37,8 @@ class SimulatedTime(asyncio.SelectorEventLoop):
 
     def _run_once(self) -> None:
         timers = [timer.when() for timer in self._scheduled if not timer.cancelled()]
-        if timers and not self._ready:
+        if not self._ready:
+            assert timers, "everybody waits for somebody else"
             self._now = max(self._now, min(timers))
         super()._run_once()
 
