@@ -58,7 +58,7 @@ class Credit:
             samples = self._by_token(trained, drafts, per_token)
         else:
             samples = self._by_group(groups, trained, drafts, per_token)
-        if "reference" in self.servers:
+        if samples and "reference" in self.servers:
             samples = _with_reference(samples, drafts, per_token["reference"])
         n_loss_tokens = sum(int(sample.loss_mask.sum()) for sample in samples)
         share = denominator(
@@ -121,7 +121,7 @@ class Credit:
         """What the KL to the reference costs each rollout, where it is part of the reward."""
         if not self.algorithm.kl_in_reward:
             return [0.0] * len(drafts)
-        reference = iter(per_token["reference"])
+        reference = iter(per_token.get("reference", ()))  # of no draft at all nothing was asked
         return [
             float(sum(self.algorithm.kl_cost(s, next(reference)).sum() for s in own))
             for own in drafts

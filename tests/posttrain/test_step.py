@@ -179,6 +179,15 @@ def test_a_reference_behind_a_server_lowers_the_reward_and_the_learner_is_not_as
     assert advantages(batch) == pytest.approx([-half] * 4 + [half] * 2, abs=1e-4)
 
 
+@pytest.mark.parametrize("place", ["loss", "reward"])
+def test_a_step_of_which_nothing_is_left_has_no_batch(place: str) -> None:
+    cut = Group(0, 0, (rollout("0-0-0", 1.0, 2, cut=True), rollout("0-0-1", 0.0, 2, cut=True)))
+    kl = {"name": "k1", "coef": 0.1, "place": place}
+    for choice in (kl, kl | {"reference": URL}):
+        batch = batch_of([cut], algorithm={"kl": choice}, grpo={"mask_truncated": True})
+        assert batch is None
+
+
 def test_without_a_coefficient_nobody_is_asked() -> None:
     kl = {"name": "k3", "coef": 0.0, "reference": URL}
     assert Algorithm.of(config_of(algorithm={"kl": kl}).algorithm).servers == {}
