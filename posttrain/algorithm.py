@@ -99,24 +99,31 @@ class Algorithm:
         return int(self.advantage.arguments.get("critic_warmup", 0)) if self.critic else 0
 
     @property
-    def teacher(self) -> str:
-        """URL of the server whose model is imitated; empty without one."""
-        asked = "teacher" in self.advantage.needs
-        return str(self.advantage.arguments.get("teacher", "")) if asked else ""
+    def servers(self) -> dict[str, str]:
+        """Role -> URL, of other models that are asked for log-probs: "teacher", "reference"."""
+        found = {"reference": self.parts.kl.arguments.get("reference") if self.kl else None}
+        if "teacher" in self.advantage.needs:
+            found["teacher"] = self.advantage.arguments.get("teacher")
+        return {role: str(url) for role, url in found.items() if url}
 
     @property
     def kl_in_reward(self) -> bool:
         return kl_coef(self.parts.kl, "reward") > 0
 
     @property
-    def reference(self) -> bool:
-        """Whether the learner keeps the start policy."""
+    def kl(self) -> bool:
+        """Whether there is a KL to a reference policy."""
         return self.parts.kl_coef > 0 or self.kl_in_reward
+
+    @property
+    def reference(self) -> bool:
+        """Whether the learner keeps the start policy, to be the reference."""
+        return self.kl and "reference" not in self.servers
 
     @property
     def asks_learner(self) -> tuple[str, ...]:
         """What of each token the advantages need from the learner."""
-        asked = (("values", self.critic), ("reference", self.kl_in_reward))
+        asked = (("values", self.critic), ("reference", self.kl_in_reward and self.reference))
         return tuple(name for name, needed in asked if needed)
 
     @property

@@ -24,7 +24,7 @@ import numpy as np
 from posttrain.types import Batch, Completion, PackedRow, Rollout, Sample
 
 _ARRAYS = ("token_ids", "position_ids", "loss_mask", "logprobs", "advantages", "lengths")
-_CRITIC = ("values", "returns")  # only where one is trained
+_OPTIONAL = ("values", "returns", "reference")  # what a batch has of them, all of its rows have
 
 
 def samples_of(rollout: Rollout, advantage: float | Sequence[float]) -> list[Sample]:
@@ -123,7 +123,8 @@ def pack(
         raise ValueError(f"pack: step {step} has {len(samples)} samples and no token to learn from")
     lengths = [len(sample) for sample in samples]
     bins = _bins(lengths, tokens_per_row, ranks)
-    rows = [_row([samples[i] for i in sorted(members)]) for members in bins]
+    extra = [name for name in _OPTIONAL if getattr(samples[0], name) is not None]
+    rows = [_row([samples[i] for i in sorted(members)], extra) for members in bins]
     by_rank = _deal([sum(lengths[i] for i in members) for members in bins], ranks)
     return Batch(
         step=step,
@@ -184,12 +185,11 @@ def _deal(tokens: Sequence[int], ranks: int) -> list[list[int]]:
     return [sorted(rows) for rows in mine]
 
 
-def _row(samples: Sequence[Sample]) -> PackedRow:
+def _row(samples: Sequence[Sample], extra: Sequence[str]) -> PackedRow:
     def joined(name: str, dtype: type) -> np.ndarray:
         parts = [getattr(sample, name) for sample in samples]
         return np.concatenate([np.zeros(0, dtype), *parts]).astype(dtype, copy=False)
 
-    critic = bool(samples) and samples[0].returns is not None
     lengths = np.array([len(sample) for sample in samples], np.int64)
     positions = [np.arange(length) for length in lengths]
     return PackedRow(
@@ -199,8 +199,7 @@ def _row(samples: Sequence[Sample]) -> PackedRow:
         logprobs=joined("logprobs", np.float32),
         advantages=joined("advantages", np.float32),
         lengths=lengths,
-        values=joined("values", np.float32) if critic else None,
-        returns=joined("returns", np.float32) if critic else None,
+        **{name: joined(name, np.float32) for name in extra},
     )
 
 
@@ -211,7 +210,7 @@ def save_batch(batch: Batch, path: Path) -> None:
     tensors: dict[str, np.ndarray] = {}
     for rank, rows in enumerate(batch.rows):
         for i, row in enumerate(rows):
-            names = _ARRAYS if row.returns is None else _ARRAYS + _CRITIC
+            names = (*_ARRAYS, *(name for name in _OPTIONAL if getattr(row, name) is not None))
             tensors |= {f"{rank}/{i}/{name}": getattr(row, name) for name in names}
     head = {
         "step": batch.step,
@@ -235,7 +234,7 @@ def load_batch(path: Path, only_rank: int | None = None) -> Batch:
         there = set(file.keys())
 
         def row(rank: int, i: int) -> PackedRow:
-            paths = {name: f"{rank}/{i}/{name}" for name in _ARRAYS + _CRITIC}
+            paths = {name: f"{rank}/{i}/{name}" for name in _ARRAYS + _OPTIONAL}
             found = {name: file.get_tensor(path) for name, path in paths.items() if path in there}
             return PackedRow(**found)
 

@@ -81,16 +81,18 @@ def geometric_mask(
 
 
 def correction_metrics(weights: Tensor, tokens: TokenTensors) -> dict[str, Tensor]:
-    """Sums over the loss tokens, so that they add over rows and ranks.
+    """Sums over the loss tokens, so that they add over rows and ranks, and the largest weight.
 
     Means per token of the step give the mean weight, the share of weight 0, and with
     ``correction_weight ** 2 / correction_weight_sq`` the effective sample size, as a share of the
     tokens: (sum w)^2 / (N sum w^2).
     """
     zero = (weights == 0).to(weights.dtype)
+    inside = tokens.masked(weights)
     return {
-        "correction_weight": tokens.masked(weights).sum(),
-        "correction_weight_sq": tokens.masked(weights.square()).sum(),
+        "correction_weight": inside.sum(),
+        "correction_weight_sq": inside.square().sum(),
+        "correction_weight_max": inside.max() if len(inside) else inside.sum(),
         "correction_masked": tokens.masked(zero).sum(),
     }
 

@@ -12,7 +12,6 @@ Left out: a trunk shared with the policy, whose two losses then pull at one set 
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -119,7 +118,7 @@ class RankCritic:
             group["lr"] = rate * self._rate_factor
         for i, row in enumerate(rows):
             self._engine.set_gradient_accumulation_boundary(i == len(rows) - 1)
-            tensors = RowTensors(_with_returns(row), self._device, share_prompts=True)
+            tensors = RowTensors(row, self._device, share_prompts=True)
             values = self._engine(*tensors.inputs[:3], tensors.inputs[3][0])
             loss, metrics = value_loss(values, tensors, self._clip)
             totals.add({"loss": loss.detach(), **metrics, **tensors.counts()})
@@ -142,11 +141,3 @@ class RankCritic:
 
     def load(self, folder: Path) -> None:
         self._engine.load_checkpoint(str(folder), tag=_TAG)
-
-
-def _with_returns(row: PackedRow) -> PackedRow:
-    """A row without samples has no returns either."""
-    if row.returns is not None:
-        return row
-    nothing = np.zeros(0, np.float32)
-    return dataclasses.replace(row, values=nothing, returns=nothing)

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
+from posttrain.busy import Busy
 from posttrain.errors import RunError
 from posttrain.lora import load_adapter
 from posttrain.types import (
@@ -54,9 +55,14 @@ class EmbeddedEngine:
         self._model: Any = None
         self._version = 0
         self._live = 0
+        self._busy = Busy()
         self._waiting: list[tuple[Request, asyncio.Future[Completion]]] = []
         self._running: asyncio.Task[None] | None = None
         self._lock = asyncio.Lock()  # one user of the model at a time
+
+    @property
+    def busy_s(self) -> float:
+        return self._busy.seconds
 
     async def start(self) -> None:
         from transformers import AutoModelForCausalLM
@@ -131,7 +137,9 @@ class EmbeddedEngine:
             try:
                 async with self._lock:
                     version = self._version
-                    made = await asyncio.to_thread(self._generate, [r for r, _ in part], version)
+                    with self._busy:
+                        requests = [request for request, _ in part]
+                        made = await asyncio.to_thread(self._generate, requests, version)
             except BaseException as error:
                 for _, future in batch:
                     if not future.done():

@@ -32,6 +32,7 @@ async def evaluate(player: Player, tasks: Sequence[Task], *, samples: int, seed:
     with waiting(f"evaluation on {len(tasks)} tasks", owner="engine and rewards"):
         groups = await asyncio.gather(
             *(
+                # as of step 0: it goes before rollouts that queue, for the loop waits for it
                 player.group(task, seed=seed, where=(0, index), size=samples)
                 for index, task in enumerate(tasks)
             )

@@ -26,15 +26,14 @@ from posttrain.config import GrpoConfig
 from posttrain.console import Console
 from posttrain.errors import RunError, first_error
 from posttrain.evaluate import evaluate
+from posttrain.logprob_server import SENTENCE, LogprobServer
 from posttrain.preparation import Prepared
 from posttrain.rollout import Player
 from posttrain.run_dir import RunDir
 from posttrain.seeds import derive_seed
 from posttrain.step import Credit
-from posttrain.teacher import Teacher
-from posttrain.teacher import sentence as teacher_sentence
 from posttrain.trackers import Trackers
-from posttrain.types import Engine, EvalResult, Group, Ints, Learner
+from posttrain.types import Engine, EvalResult, Group, Ints, Learner, Rollout
 
 # The start-up canary: weights in which every tensor is multiplied by 1 + noise of this size are
 # synced and verified, and then the real ones. An optimiser step moves weights too little for a
@@ -76,11 +75,13 @@ class Job:
 
     def __post_init__(self) -> None:
         algorithm = Algorithm.of(self.config.algorithm)
-        deadline_s = self.config.rollout.request_timeout_s
-        teacher = Teacher(algorithm.teacher, deadline_s) if algorithm.teacher else None
+        servers = {
+            role: LogprobServer(url, role, self.config.rollout.request_timeout_s)
+            for role, url in algorithm.servers.items()
+        }
         player = self.ready.player(self.engine, self.config.rollout.temperature)
         self.player = dataclasses.replace(player, greedy=algorithm.greedy)
-        self.credit = Credit(self.config, algorithm, self.learner, teacher)
+        self.credit = Credit(self.config, algorithm, self.learner, servers)
 
     @property
     def config(self) -> GrpoConfig:
@@ -96,13 +97,13 @@ class Job:
             yield first_step
         finally:
             self.console.phase("ending engine and learner")
-            if self.credit.teacher is not None:
-                await self.credit.teacher.close()
+            for server in self.credit.servers.values():
+                await server.close()
             await asyncio.gather(self.engine.close(), self.learner.close(), return_exceptions=True)
 
     async def _start(self) -> int:
-        if self.credit.teacher is not None:
-            await self.credit.teacher.check(self.ready.chat.encode(teacher_sentence()))
+        for server in self.credit.servers.values():
+            await server.check(self.ready.chat.encode(SENTENCE))
         self.console.phase(f"starting {self.engine.name} and the learner")
         try:
             async with asyncio.TaskGroup() as group:
@@ -172,35 +173,35 @@ class Job:
     async def check_parity(self, groups: Sequence[Group]) -> None:
         """Once per process: engine and learner must agree on real completions.
 
-        Raises RunError, before anything is trained, when they don't.
+        Compared are the tokens that the learner's present weights wrote. Where there are none, as
+        in rollouts read back from disk, the next step is looked at. Raises RunError, before
+        anything is trained on them, when they don't agree.
         """
         if self._parity_checked:
             return
+        step = groups[0].step
+        fresh = [
+            r.turns[-1] for g in groups for r in g.rollouts if r.turns and _written_at(step, r)
+        ]
+        turns = fresh[:: max(1, len(fresh) // _PARITY_ROLLOUTS)][:_PARITY_ROLLOUTS]
+        if not turns:
+            return
         self._parity_checked = True
-        fresh = [r for g in groups for r in g.rollouts if r.turns and self._is_fresh(g, r)]
-        chosen = fresh[:: max(1, len(fresh) // _PARITY_ROLLOUTS)][:_PARITY_ROLLOUTS]
-        if not chosen:
-            return  # rollouts read back from disk, under older weights
-        turns = [rollout.turns[-1] for rollout in chosen]
         sequences = [np.concatenate([t.prompt_ids, t.completion.token_ids]) for t in turns]
         learner = await self.learner.logprobs(sequences, self.config.rollout.temperature)
         gaps = [
-            np.abs(logprobs[-len(turn.completion) :] - turn.completion.logprobs)
-            for logprobs, turn in zip(learner, turns, strict=True)
+            np.abs(logprobs[-len(c) :] - c.logprobs)[c.weight_versions == step]
+            for logprobs, c in zip(learner, (turn.completion for turn in turns), strict=True)
         ]
         gap = float(np.concatenate(gaps).mean())
         self.logprob_gap = gap
-        self.log({"kind": "event", "step": groups[0].step, "event": "parity", "logprob_gap": gap})
+        self.log({"kind": "event", "step": step, "event": "parity", "logprob_gap": gap})
         if not gap <= self.config.sync.max_probe_gap:
             raise RunError(
                 f"engine and learner disagree: mean log-prob gap {gap:.4f} over "
-                f"{len(chosen)} completions, the limit (sync.max_probe_gap) is "
+                f"{len(turns)} completions, the limit (sync.max_probe_gap) is "
                 f"{self.config.sync.max_probe_gap:g}. Training on it would be biased"
             )
-
-    def _is_fresh(self, group: Group, rollout: Any) -> bool:
-        versions = rollout.turns[-1].completion.weight_versions
-        return len(versions) > 0 and bool((versions == group.step).all())
 
     # evaluation
 
@@ -254,6 +255,11 @@ def probe_ids(ready: Prepared) -> Ints:
     """
     prompts = [ready.chat.prompt_ids(task.messages) for task in ready.plan.step(0)]
     return np.concatenate(prompts)[: min(_PROBE_TOKENS, ready.window - 1)]
+
+
+def _written_at(version: int, rollout: Rollout) -> bool:
+    """Whether these weights wrote a token of its last turn."""
+    return bool((rollout.turns[-1].completion.weight_versions == version).any())
 
 
 def model_folder(run: Path) -> Path:

@@ -145,10 +145,6 @@ class RankLearner:
             self._engine.backward(loss * (self.world_size / denominator), scale_wrt_gas=False)
             clock.lap("backward")
         metrics |= totals.reduce(denominator)
-        if metrics.get("correction_weight_sq"):  # share of the tokens that effectively count
-            metrics["effective_sample_share"] = metrics["correction_weight"] ** 2 / metrics.pop(
-                "correction_weight_sq"
-            )
         reason = self._step(metrics["loss"])
         clock.lap("optimizer")
         metrics["grad_norm"] = self._grad_norm()
@@ -158,7 +154,9 @@ class RankLearner:
         """The row's loss sum; its metrics go to ``totals``."""
         tensors = RowTensors(row, self._device, share_prompts=self._share)
         mode: EntropyMode = "loss" if self._algorithm.parts.entropy_coef > 0 else "metric"
-        reference = self._reference_logprobs(tensors) if self._algorithm.reference else None
+        reference = tensors.reference  # from a server
+        if self._algorithm.reference:
+            reference = self._reference_logprobs(tensors)
         temperature = self._config.rollout.temperature
         logprobs, entropy = self._engine(*tensors.inputs, temperature, mode)
         tokens = TokenTensors(

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from posttrain.busy import Busy
 from posttrain.config import GrpoConfig
 from posttrain.errors import RunError
 from posttrain.types import Batch, Floats, Ints, Snapshot, StepResult
@@ -29,6 +30,11 @@ class InlineLearner:
         self._probe_ids = probe_ids
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="learner")
         self._learner: RankLearner | None = None
+        self._busy = Busy()
+
+    @property
+    def busy_s(self) -> float:
+        return self._busy.seconds
 
     async def start(self) -> None:
         self._learner = await self._in_thread(self._build)
@@ -77,6 +83,10 @@ class InlineLearner:
         return RankLearner(self._config, self._probe_ids)
 
     async def _in_thread(self, function: Callable[..., T], *arguments: Any) -> T:
+        def work() -> T:
+            with self._busy:
+                return function(*arguments)
+
         loop = asyncio.get_running_loop()
         with waiting(f"learner, {function.__name__.strip('_')}", owner="learner, inline"):
-            return await loop.run_in_executor(self._thread, function, *arguments)
+            return await loop.run_in_executor(self._thread, work)

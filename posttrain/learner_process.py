@@ -38,6 +38,7 @@ import numpy as np
 
 from posttrain import waits
 from posttrain.batching import save_batch
+from posttrain.busy import Busy
 from posttrain.config import GrpoConfig
 from posttrain.errors import RunError, UsageError
 from posttrain.learner_inline import InlineLearner
@@ -130,8 +131,13 @@ class ProcessLearner:
         self._ranks: list[_Rank] = []
         self._joined: asyncio.Queue[_Rank] = asyncio.Queue()
         self._turn = asyncio.Lock()  # one command at a time
+        self._busy = Busy()
         self._failed = ""
         self._started = 0.0
+
+    @property
+    def busy_s(self) -> float:
+        return self._busy.seconds
 
     async def start(self) -> None:
         """Start the ranks and build the learner on them; returns when all are ready."""
@@ -219,6 +225,7 @@ class ProcessLearner:
                 raise RunError(f"learner, {name}: {self._failed or 'it has not been started'}")
             message = {"command": name, **payload}
             tasks = [asyncio.ensure_future(self._ask(r, message, deadline_s)) for r in self._ranks]
+            self._busy.note(True)
             try:
                 return await asyncio.wait_for(asyncio.gather(*tasks), deadline_s)
             except TimeoutError:
@@ -238,6 +245,7 @@ class ProcessLearner:
                 self._failed = f"cancelled during {name}"
                 raise
             finally:
+                self._busy.note(False)
                 for task in tasks:
                     task.cancel()
 

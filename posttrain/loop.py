@@ -2,8 +2,8 @@
 
     rollouts (engine)  ->  buffer  ->  batch  ->  learner  ->  weights  ->  engine ...
 
-One loop for synchronous and asynchronous training: the producer of step s may start once the engine
-serves version s - max_lag (buffer.py), and each step runs in the same order:
+One loop for synchronous and asynchronous training: the rollouts of step s may start once the engine
+serves version s - max_lag (the whole rule is in buffer.py), and each step runs in the same order:
 
     take rollouts -> advantages -> train -> publish and verify weights -> record -> maybe evaluate
     -> maybe checkpoint
@@ -26,7 +26,7 @@ from posttrain.checkpoint import save_checkpoint
 from posttrain.errors import RunError, first_error
 from posttrain.job import Job
 from posttrain.step import step_record, without_signal
-from posttrain.types import Group, StepResult
+from posttrain.types import Engine, Group, Learner, StepResult
 
 _MAX_SKIPPED_STEPS = 3  # non-finite ones in a row, before the run stops
 
@@ -42,7 +42,7 @@ async def train(job: Job, first_step: int, stop: asyncio.Event) -> int:
     await buffer.advance(first_step)
     skipped_in_a_row = 0
     async with _producers(job, buffer, first_step) as producers:
-        clock = _Clock()
+        clock = _Clock(job)
         for step in range(first_step, settings.steps):
             groups = await _take(buffer, step, producers, stop)
             if groups is None:
@@ -56,11 +56,11 @@ async def train(job: Job, first_step: int, stop: asyncio.Event) -> int:
             if job.engine_needed_after(step):
                 await job.publish(done)
                 clock.lap("sync")
-                await job.evaluate_during(done)  # alone with the engine, where nothing is in flight
+                await job.evaluate_during(done)  # before later rollouts start
                 clock.lap("evaluation")
                 await buffer.advance(done)
             job.log(_record(step, groups, result, clock))
-            clock = _Clock()
+            clock = _Clock(job)
             if done % job.config.checkpoint.every == 0 or done == settings.steps or stop.is_set():
                 await save_checkpoint(
                     job.run_dir.checkpoints, done, job.learner, job.config.checkpoint.keep
@@ -96,6 +96,7 @@ def _record(step: int, groups: list[Group], result: StepResult, clock: _Clock) -
         "time_generation_s": max((r.generation_s for r in rollouts), default=0.0),
         "time_reward_s": max((r.reward_s for r in rollouts), default=0.0),
         "time_total_s": clock.total(),
+        **clock.idle_shares(),
         "completion_tokens_per_s": record["completion_tokens"] / max(spent, 1e-9),
     }
 
@@ -189,8 +190,10 @@ async def _take(
 class _Clock:
     """Seconds between laps, by name, since the last record; a checkpoint counts to the next one."""
 
-    def __init__(self) -> None:
+    def __init__(self, job: Job) -> None:
         self.laps: dict[str, float] = {}
+        self._parts: dict[str, Engine | Learner] = {"engine": job.engine, "learner": job.learner}
+        self._busy = {name: part.busy_s for name, part in self._parts.items()}
         self._start = self._last = time.perf_counter()
 
     def lap(self, name: str) -> None:
@@ -200,3 +203,9 @@ class _Clock:
 
     def total(self) -> float:
         return time.perf_counter() - self._start
+
+    def idle_shares(self) -> dict[str, float]:
+        """Of the time since the last record: the share in which each of the two did nothing."""
+        seconds = max(self.total(), 1e-9)
+        busy = {name: part.busy_s - self._busy[name] for name, part in self._parts.items()}
+        return {f"{name}_idle_share": max(0.0, 1 - s / seconds) for name, s in busy.items()}

@@ -123,7 +123,8 @@ def sft(tokens: TokenTensors) -> TokenLoss:
 
 # KL against the reference. y = log pi_ref(o) - log pi(o) on samples of pi (Schulman 2020,
 # "Approximating KL divergence"). ``coef`` and ``place`` are for whoever adds the term: to the loss
-# (``policy_loss``), or from the token's reward (the step).
+# (``policy_loss``), or from the token's reward (the step). ``reference`` is for whoever asks the
+# reference: the URL of a server with its model, or empty for the start policy.
 
 Place = Literal["loss", "reward"]
 Off = Annotated[float, Field(ge=0.0, le=0.0)]
@@ -136,19 +137,25 @@ def no_kl(log_ratio: Tensor, *, coef: Off = 0.0, place: Place = "loss") -> Tenso
 
 
 @KLS.register("k1")
-def k1(log_ratio: Tensor, *, coef: NonNegative = 0.001, place: Place = "loss") -> Tensor:
+def k1(
+    log_ratio: Tensor, *, coef: NonNegative = 0.001, place: Place = "loss", reference: str = ""
+) -> Tensor:
     """-y: unbiased for KL(pi, ref). For the reward: in the loss its gradient is 0 on average."""
     return -log_ratio
 
 
 @KLS.register("k2")
-def k2(log_ratio: Tensor, *, coef: NonNegative = 0.001, place: Place = "loss") -> Tensor:
+def k2(
+    log_ratio: Tensor, *, coef: NonNegative = 0.001, place: Place = "loss", reference: str = ""
+) -> Tensor:
     """y^2 / 2: biased as a value; its gradient in the loss is that of KL(pi, ref)."""
     return log_ratio.square() / 2
 
 
 @KLS.register("k3")
-def k3(log_ratio: Tensor, *, coef: NonNegative = 0.001, place: Place = "loss") -> Tensor:
+def k3(
+    log_ratio: Tensor, *, coef: NonNegative = 0.001, place: Place = "loss", reference: str = ""
+) -> Tensor:
     """exp(y) - y - 1: unbiased for KL(pi, ref), never negative. GRPO (arXiv:2402.03300, eq. 4).
 
     Its gradient in the loss is that of the other direction, KL(ref, pi).
@@ -271,6 +278,7 @@ def _distance(tokens: TokenTensors) -> Metrics:
     ratio = tokens.masked(torch.exp(log_ratio))
     metrics = {
         "ratio": ratio.sum(),
+        "ratio_sq": ratio.square().sum(),
         "ratio_max": ratio.max() if len(ratio) else ratio.sum(),
         "kl": k3(log_ratio).sum(),
         "logprob_gap": log_ratio.abs().sum(),

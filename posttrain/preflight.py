@@ -35,8 +35,7 @@ def check_settings(config: GrpoConfig) -> GrpoConfig:
     """
     algorithm = Algorithm.of(config.algorithm)
     algorithm.check(config.grpo.group_size)
-    if "teacher" in algorithm.advantage.needs:
-        _check_teacher(algorithm, config)
+    _check_servers(algorithm, config)
     if config.grpo.max_refills and algorithm.critic:
         raise UsageError(
             "grpo.max_refills drops groups without signal, and a critic learns from them too: "
@@ -123,16 +122,17 @@ def _check_lora(config: GrpoConfig, engine: str) -> None:
         )
 
 
-def _check_teacher(algorithm: Algorithm, config: GrpoConfig) -> None:
-    if not algorithm.teacher:
+def _check_servers(algorithm: Algorithm, config: GrpoConfig) -> None:
+    if "teacher" in algorithm.advantage.needs and "teacher" not in algorithm.servers:
         raise UsageError(
             f"algorithm.advantage = {algorithm.advantage.name!r} imitates a teacher: give the URL "
             'of its vLLM server, algorithm.advantage = {name = "distill", teacher = "http://..."}'
         )
-    if config.rollout.temperature != 1.0:
+    if algorithm.servers and config.rollout.temperature != 1.0:
+        role = next(iter(algorithm.servers))
         raise UsageError(
-            f"rollout.temperature = {config.rollout.temperature:g}: the teacher's log-probs are at "
-            "temperature 1, so the student must be sampled at 1"
+            f"rollout.temperature = {config.rollout.temperature:g}: the {role}'s log-probs are at "
+            "temperature 1, so the policy must be sampled at 1"
         )
 
 

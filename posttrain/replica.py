@@ -18,8 +18,10 @@ from enum import StrEnum
 from typing import Protocol
 
 from posttrain import weight_sync
+from posttrain.busy import Busy
 from posttrain.client import ModelLimits, RequestTimedOut, ServerFailed, VllmClient
 from posttrain.errors import RunError
+from posttrain.routing import Pace
 from posttrain.types import Completion, Floats, Ints, Request, Snapshot
 from posttrain.waits import waiting
 from posttrain.weight_sync import SyncRefused, SyncRule
@@ -72,6 +74,8 @@ class Replica:
         self.server = server
         self.state = State.STARTING
         self.in_flight = 0
+        self.pace = Pace()
+        self.busy = Busy()  # with a request that runs: a sync pauses them
         self.restarts = 0  # over the replica's life
         self.error: RunError | None = None  # why it was given up
         self._limits = limits
@@ -99,11 +103,15 @@ class Replica:
     async def generate(self, request: Request, timeout_s: float) -> Completion:
         """Raises Quarantined when the request must be sent again, RunError when it was refused."""
         self.in_flight += 1
+        self._note_work()
+        started = time.perf_counter()
         try:
             completion = await self.client.generate(request, salt=self._salt, timeout_s=timeout_s)
+            self.pace.note(time.perf_counter() - started, len(completion))
             await self._settled.wait()  # a sync must be verified before its tokens count
         finally:
             self.in_flight -= 1
+            self._note_work()
         if self.state is not State.READY:
             raise Quarantined(f"request {request.request_id}: {self.server.url} was quarantined")
         return completion
@@ -191,6 +199,7 @@ class Replica:
 
     async def _start_server(self) -> None:
         await self.server.start()
+        self.pace.forget()
         self._client = VllmClient(self.server.url, self._limits)
         try:  # the first token takes seconds, and shows that the engine works
             name, deadline_s = "a server's first token", _FIRST_TOKEN_TIMEOUT_S
@@ -244,4 +253,8 @@ class Replica:
             self._settled.clear()
         else:
             self._settled.set()
+        self._note_work()
         self._on_change()
+
+    def _note_work(self) -> None:
+        self.busy.note(self.in_flight > 0 and self.state is State.READY)

@@ -67,12 +67,12 @@ class Player:
         """
         step, prompt = where
         episodes = [
-            Episode(self, task, f"{step}-{prompt}-{i}", derive_seed(seed, step, prompt, i), i)
+            Episode(self, task, f"{step}-{prompt}-{i}", derive_seed(seed, step, prompt, i), i, step)
             for i in range(size)
         ]
         if self.greedy:
             best = replace(self, sampling=replace(self.sampling, temperature=0.0))
-            episodes.append(Episode(best, task, f"{step}-{prompt}-{size}", 0, GREEDY))
+            episodes.append(Episode(best, task, f"{step}-{prompt}-{size}", 0, GREEDY, step))
         played = await _gather([episode.play() for episode in episodes])
         return Group(step, prompt, tuple(played[:size]), played[size] if self.greedy else None)
 
@@ -94,6 +94,7 @@ class Episode:
     rollout_id: str
     seed: int
     sample_index: int
+    step: int
     turns: list[Turn] = field(default_factory=list)
     messages: list[Message] = field(default_factory=list)
     score: Score | None = None
@@ -216,6 +217,7 @@ class Episode:
             prompt_ids=prompt_ids,
             sampling=replace(sampling, max_tokens=min(sampling.max_tokens, room)),
             seed=derive_seed(self.seed, turn),
+            step=self.step,
         )
         try:
             return await self.player.engine.generate(request)

@@ -60,6 +60,7 @@ class RowTensors:
         self._n_tokens = int(row.lengths.sum())
         self.values = None if row.values is None else tensor(row.values[learnt], n_masked)
         self.returns = None if row.returns is None else tensor(row.returns[learnt], n_masked)
+        self.reference = None if row.reference is None else tensor(row.reference[learnt], n_masked)
 
     def counts(self) -> dict[str, int]:
         """For ``Totals``: tokens with a loss, and tokens in all, shared ones counted each time."""

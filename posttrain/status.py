@@ -49,6 +49,7 @@ def read_status(path: Path | str) -> dict[str, Any]:
         "requests_queued": _count(waits, QUEUED),
         "slowest_request": next((w for w in waits if w["name"] == REQUESTS), None),
         "open_steps": _open_steps(run, config),
+        "full_steps": _full_steps(run, records),
         "weight_version": records.get("sync", {}).get("version"),
         "last_step": records.get("step"),
     }
@@ -120,6 +121,12 @@ def _open_steps(run: RunDir, config: Mapping[str, Any]) -> list[dict[str, int]]:
         done = partial.read_bytes().count(b"\n") if partial.exists() else 0
         found.append({"step": step, "groups_finished": done, "groups": groups})
     return found
+
+
+def _full_steps(run: RunDir, records: Mapping[str, Mapping[str, Any]]) -> list[int]:
+    """Steps whose rollouts are complete and that are not trained on, or just being it."""
+    done = int(records.get("step", {}).get("step", -1))
+    return [step for step in run.rollouts.sealed_steps() if step > done]
 
 
 def _last_records(metrics: Path) -> dict[str, dict[str, Any]]:

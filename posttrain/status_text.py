@@ -98,6 +98,9 @@ def _depths(status: Mapping[str, Any]) -> list[str]:
             f"  open steps: {', '.join(opened) or 'none with a finished group'}; requests in "
             f"flight: {status['requests_in_flight']}" + (f", queued: {queued}" if queued else "")
         )
+        if status["full_steps"]:
+            steps = ", ".join(map(str, status["full_steps"]))
+            lines.append(f"  full, with the learner or waiting for it: {steps}")
         if (slow := status["slowest_request"]) is not None:
             where = f" at {slow['oldest_owner']}" if slow["oldest_owner"] else ""
             lines.append(f"  slowest: {slow['oldest']}{where}, {_age(slow['age_s'])}")
@@ -114,7 +117,13 @@ def _last_step(status: Mapping[str, Any]) -> list[str]:
     times = [
         f"{name} {record[f'time_{name}_s']:.2f} s" for name in _TIMES if f"time_{name}_s" in record
     ]
-    return [f"  step {record['step'] + 1} of {status['steps']}: {', '.join([*parts, *times])}"]
+    idle = [
+        f"{part} idle {record[f'{part}_idle_share']:.0%}"
+        for part in ("engine", "learner")
+        if f"{part}_idle_share" in record
+    ]
+    said = ", ".join([*parts, *times, *idle])
+    return [f"  step {record['step'] + 1} of {status['steps']}: {said}"]
 
 
 def _age(seconds: float) -> str:

@@ -7,7 +7,7 @@ nothing to the gradient of the policy loss; its forward pass is skipped where no
 and its tokens still count in the denominator, so the update is the same and cheaper.
 
 What an advantage needs of each token beside rewards is asked first: the critic's values and the
-reference's log-probs of the learner, the teacher's of its server.
+reference's log-probs of the learner or of a server, the teacher's of its server.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import dataclasses
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -26,8 +26,8 @@ from posttrain.algorithm import Algorithm
 from posttrain.batching import pack, samples_of
 from posttrain.config import GrpoConfig
 from posttrain.errors import RunError
+from posttrain.logprob_server import LogprobServer
 from posttrain.losses import denominator
-from posttrain.teacher import Teacher
 from posttrain.types import Batch, FinishReason, Floats, Group, Learner, Rollout, Sample
 from rewards import Outcome
 
@@ -36,12 +36,12 @@ PerToken = Mapping[str, Sequence[Floats]]  # "values", "reference", "teacher" ->
 
 @dataclass(frozen=True, slots=True)
 class Credit:
-    """Makes batches; ``teacher`` is there when the advantage asks for one."""
+    """Makes batches; ``servers`` are the algorithm's, by role."""
 
     config: GrpoConfig
     algorithm: Algorithm
     learner: Learner
-    teacher: Teacher | None = None
+    servers: Mapping[str, LogprobServer] = field(default_factory=dict)
 
     async def batch(self, step: int, groups: Sequence[Group]) -> Batch | None:
         """The packed batch of a step, or None when nothing in it has a signal.
@@ -58,6 +58,8 @@ class Credit:
             samples = self._by_token(trained, drafts, per_token)
         else:
             samples = self._by_group(groups, trained, drafts, per_token)
+        if samples and "reference" in self.servers:
+            samples = _with_reference(samples, drafts, per_token["reference"])
         n_loss_tokens = sum(int(sample.loss_mask.sum()) for sample in samples)
         share = denominator(
             self.config.algorithm.aggregation,
@@ -88,8 +90,8 @@ class Credit:
             for what in asked:
                 rows = await self.learner.examine(batch, what)
                 found[what] = _of_samples(samples, batch, rows)
-        if samples and self.teacher is not None:
-            found["teacher"] = await self.teacher.logprobs([s.token_ids for s in samples])
+        for role, server in self.servers.items() if samples else ():
+            found[role] = await server.logprobs([sample.token_ids for sample in samples])
         return found
 
     # advantages
@@ -119,7 +121,7 @@ class Credit:
         """What the KL to the reference costs each rollout, where it is part of the reward."""
         if not self.algorithm.kl_in_reward:
             return [0.0] * len(drafts)
-        reference = iter(per_token["reference"])
+        reference = iter(per_token.get("reference", ()))  # of no draft at all nothing was asked
         return [
             float(sum(self.algorithm.kl_cost(s, next(reference)).sum() for s in own))
             for own in drafts
@@ -171,6 +173,15 @@ def _of_samples(
             for i, part in zip(members, parts, strict=True):
                 found[i][samples[i].loss_mask] = part
     return found
+
+
+def _with_reference(
+    samples: Sequence[Sample], drafts: Sequence[Sequence[Sample]], reference: Sequence[Floats]
+) -> list[Sample]:
+    """The samples with the reference's log-probs, which are those of the drafts, in order."""
+    arrays = iter(reference)
+    of_rollout = {own[0].rollout_id: iter([next(arrays) for _ in own]) for own in drafts if own}
+    return [dataclasses.replace(s, reference=next(of_rollout[s.rollout_id])) for s in samples]
 
 
 def step_rewards(groups: Sequence[Group], values: Mapping[str, float | None]) -> StepRewards:
@@ -232,12 +243,7 @@ def step_record(step: int, groups: Sequence[Group]) -> dict[str, Any]:
     values = [rollout.score.value for rollout in rollouts if rollout.score.value is not None]
     outcomes = Counter(str(rollout.score.outcome) for rollout in rollouts)
     lengths = [rollout.n_completion_tokens for rollout in rollouts]
-    lags = [
-        step - int(version)
-        for rollout in rollouts
-        for turn in rollout.turns
-        for version in np.unique(turn.completion.weight_versions)
-    ]
+    lags = _lags(step, rollouts)
     cut = sum(is_truncated(rollout) for rollout in rollouts)
     return {
         "reward_mean": statistics.fmean(values) if values else None,
@@ -255,9 +261,17 @@ def step_record(step: int, groups: Sequence[Group]) -> dict[str, Any]:
         "truncated_share": cut / len(rollouts),
         "prompt_tokens": sum(len(r.turns[-1].prompt_ids) for r in rollouts if r.turns),
         "completion_tokens": sum(lengths),
-        "lag_mean": statistics.fmean(lags) if lags else 0.0,
+        "lag_mean": sum(lag * n for lag, n in lags.items()) / max(lags.total(), 1),
         "lag_max": max(lags, default=0),
+        "lag_tokens": {str(lag): lags[lag] for lag in sorted(lags)},
     }
+
+
+def _lags(step: int, rollouts: Sequence[Rollout]) -> Counter[int]:
+    """Tokens by lag: optimiser steps from the weights that wrote them to those they train."""
+    versions = [turn.completion.weight_versions for r in rollouts for turn in r.turns]
+    lags, counts = np.unique(step - np.concatenate([[], *versions]), return_counts=True)
+    return Counter(dict(zip(lags.astype(int).tolist(), counts.tolist(), strict=True)))
 
 
 def _means(several: Iterable[Mapping[str, float]]) -> dict[str, float]:

@@ -28,7 +28,11 @@ class Totals:
             self._values[name] = new
 
     def reduce(self, denominator: float) -> dict[str, float]:
-        """Sums become means: the loss over ``denominator``, the rest over the tokens seen."""
+        """Sums become means: the loss over ``denominator``, the rest over the tokens seen.
+
+        ``effective_sample_share`` is (sum w)^2 / (N sum w^2) of the correction's weights, or of
+        the ratios where there is no correction: 1 where engine and learner agree.
+        """
         maxima = {k: self._all(v, dist.ReduceOp.MAX) for k, v in self._values.items() if _is_max(k)}
         names = sorted(self._values.keys() - maxima.keys())
         stacked = torch.stack([self._values[name] for name in names])
@@ -38,7 +42,7 @@ class Totals:
         trained = max(counts["trained_tokens"], 1)
         loss = sums.pop("loss") / denominator
         means = {_NAMES.get(name, name): value / trained for name, value in sums.items()}
-        return {"loss": loss, **means, **maxima, **counts}
+        return {"loss": loss, **_with_effective_share(means), **maxima, **counts}
 
     def _all(self, value: Tensor, op: Any) -> float:
         dist.all_reduce(value, op)
@@ -46,6 +50,15 @@ class Totals:
 
 
 _NAMES = {"ratio": "ratio_mean", "clipped": "clip_fraction"}
+
+
+def _with_effective_share(means: dict[str, float]) -> dict[str, float]:
+    """The mean squares of the weights are used up for it."""
+    ratio_sq = means.pop("ratio_sq", 0.0)
+    weight, square = means.get("ratio_mean", 0.0), ratio_sq
+    if "correction_weight" in means:
+        weight, square = means["correction_weight"], means.pop("correction_weight_sq")
+    return means | {"effective_sample_share": weight**2 / square} if square else means
 
 
 def _is_max(name: str) -> bool:

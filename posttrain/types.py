@@ -76,6 +76,7 @@ class Request:
     prompt_ids: Ints  # [T]
     sampling: Sampling
     seed: int  # derived from (run seed, step, prompt, sample)
+    step: int = 0  # where requests have to wait, those of older steps go first
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +155,8 @@ class Sample:
     ``logprobs[t]`` belongs to ``token_ids[t]``: the log-prob of writing it after ``token_ids[:t]``.
     Where ``loss_mask`` is False, logprobs, advantages and weight_versions are 0 and unused.
     ``values`` and ``returns`` are there where a critic is trained: what it said of
-    ``token_ids[:t]``, and what it should have said.
+    ``token_ids[:t]``, and what it should have said. ``reference`` is there where the reference's
+    log-probs come from a server.
     """
 
     token_ids: Ints
@@ -165,6 +167,7 @@ class Sample:
     rollout_id: str
     values: Floats | None = None
     returns: Floats | None = None
+    reference: Floats | None = None
 
     def __post_init__(self) -> None:
         arrays = (self.loss_mask, self.logprobs, self.advantages, self.weight_versions)
@@ -192,6 +195,7 @@ class PackedRow:
     lengths: Ints
     values: Floats | None = None
     returns: Floats | None = None
+    reference: Floats | None = None
 
     def __post_init__(self) -> None:
         n = int(self.lengths.sum())
@@ -267,6 +271,11 @@ class Engine(Generate, Protocol):
         """Of its servers, since the engine was made."""
         ...
 
+    @property
+    def busy_s(self) -> float:
+        """Seconds with a request running, since the engine was made; a mean over its servers."""
+        ...
+
     async def start(self) -> None: ...
 
     def admit(self, episodes: int) -> None:
@@ -304,6 +313,11 @@ class Learner(Protocol):
     """Holds the weights being trained and the optimiser. One command at a time."""
 
     world_size: int
+
+    @property
+    def busy_s(self) -> float:
+        """Seconds with a command running, since the learner was made."""
+        ...
 
     async def start(self) -> None: ...
 

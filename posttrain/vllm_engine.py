@@ -1,7 +1,7 @@
 """``types.Engine`` over one or more vLLM servers.
 
-Decides which server writes a completion (the least loaded one that is ready), and that a failing
-server costs time and no completion: its requests are sent again, with their seeds, to whichever
+Decides that a ready server writes a completion (``routing`` says which), and that a failing one
+costs time and no completion: its requests are sent again, with their seeds, to whichever
 server is ready next. A monitor notices servers that die or hang while nobody asks them anything.
 
 Completions are not bit-for-bit repeatable: vLLM's batches depend on timing, and in low precision a
@@ -19,6 +19,7 @@ from posttrain.client import ModelLimits, RequestTimedOut, ServerFailed
 from posttrain.config import GrpoConfig
 from posttrain.errors import RunError, UsageError
 from posttrain.replica import Quarantined, Replica, Server, State
+from posttrain.routing import OldestFirst, least_loaded
 from posttrain.server import (
     WORKER_EXTENSION,
     AttachedServer,
@@ -57,7 +58,7 @@ class VllmEngine:
         self._rollout = rollout
         self._max_restarts = max_restarts  # of one server within ten minutes
         self._startup_timeout_s = config.grpo.startup_timeout_s
-        self._slots = asyncio.Semaphore(rollout.max_concurrency)
+        self._slots = OldestFirst(rollout.max_concurrency)
         self._changed = asyncio.Event()
         rule = SyncRule(max_probe_gap=config.sync.max_probe_gap, timeout_s=config.sync.timeout_s)
         self._replicas = [
@@ -84,6 +85,10 @@ class VllmEngine:
         """Of all servers, since the engine was made."""
         return sum(replica.restarts for replica in self._replicas)
 
+    @property
+    def busy_s(self) -> float:
+        return sum(replica.busy.seconds for replica in self._replicas) / len(self._replicas)
+
     async def start(self) -> None:
         """Start all servers at once. Raises RunError with the log of one that does not come up."""
         outcomes = await asyncio.gather(
@@ -104,7 +109,7 @@ class VllmEngine:
     async def generate(self, request: Request) -> Completion:
         name, deadline_s = f"request {request.request_id}", self._rollout.request_timeout_s
         with waiting(name, owner="rollout.max_concurrency", many=QUEUED):
-            await self._slots.acquire()
+            await self._slots.acquire(request.step)
         try:
             for _ in range(_ATTEMPTS):
                 replica = await self._ready_replica(name)
@@ -179,8 +184,7 @@ class VllmEngine:
         for replica in self._replicas:
             if replica.error is not None:
                 raise replica.error
-        ready = [replica for replica in self._replicas if replica.state is State.READY]
-        return min(ready, key=lambda replica: replica.in_flight, default=None)
+        return least_loaded(r for r in self._replicas if r.state is State.READY)
 
     async def _judge(self, replica: Replica, failure: ServerFailed, seen_restarts: int) -> None:
         """After a failure: have the server restarted, or blame the request, or let it try again."""

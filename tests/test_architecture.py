@@ -36,16 +36,16 @@ PACKAGES = {
 # posttrain from bottom to top: a module imports only those before it, lazily or not. A folder is
 # one entry. Every module must be here, and nothing that is gone.
 ORDER = [
-    *("errors", "waits", "shadowing", "types", "presets", "config", "seeds", "jsonl", "memory"),
-    *("provenance", "run_lock", "status_file", "rollout_files", "run_dir"),
+    *("errors", "waits", "busy", "shadowing", "types", "presets", "config", "seeds", "jsonl"),
+    *("memory", "provenance", "run_lock", "status_file", "rollout_files", "run_dir"),
     *("registry", "advantages", "token_tensors", "corrections", "losses", "algorithm"),
     *("packed_attention", "token_logprobs", "policy", "batching"),
     *("chat", "rollout", "buffer"),
     *("server_guard", "client", "snapshot_file", "lora", "vllm_worker", "server", "weight_sync"),
-    *("replica", "vllm_engine", "embedded", "engines"),
+    *("routing", "replica", "vllm_engine", "embedded", "engines"),
     *("nccl_transport", "row_tensors", "workload", "step_metrics", "critic", "learner"),
     *("learner_inline", "learner_rank", "learner_process", "calibration"),
-    *("teacher", "step", "checkpoint", "evaluate"),
+    *("logprob_server", "step", "checkpoint", "evaluate"),
     *("console", "trackers", "trainers", "report"),
     *("preflight", "tasks", "preparation", "job", "loop", "execution", "evaluation"),
     *("status", "status_text", "plan", "plan_text", "doctor_probes", "doctor", "api", "cli"),

@@ -31,6 +31,7 @@ OUTCOME_COLOURS = {
     "error": "grey",
 }
 _TIME_COLOURS = ("blue", "violet", "green", "amber", "teal", "pink", "grey")
+_LAG_COLOURS = ("teal", "blue", "violet", "pink", "amber", "red")  # the last: that old or older
 
 
 def charts(history: History) -> list[dict[str, Any]]:
@@ -38,8 +39,8 @@ def charts(history: History) -> list[dict[str, Any]]:
     sections: dict[str, tuple[Callable[[History], Chart], ...]] = {
         "Learning": (_accuracy, _reward, _outcomes, _signal),
         "Policy": (_entropy, _length, _kl, _clip_fraction, _grad_norm, _parts),
-        "Engine and learner": (_gap, _lag, _sync_seconds),
-        "Speed": (_time, _throughput, _memory),
+        "Engine and learner": (_gap, _lag, _weights, _effective, _sync_seconds),
+        "Speed": (_time, _idle, _throughput, _memory),
     }
     made = {title: [chart(history) for chart in members] for title, members in sections.items()}
     kept = {
@@ -166,13 +167,56 @@ def _gap(history: History) -> Chart:
 
 
 def _lag(history: History) -> Chart:
-    steps, mean = history.column("lag_mean")
+    """Tokens by lag, as shares of each step."""
+    records = [r for r in history.steps if isinstance(r.get("lag_tokens"), dict)]
+    steps = [int(r["step"]) for r in records]
+    counted = [{int(lag): n for lag, n in r["lag_tokens"].items()} for r in records]
+    oldest, traces = len(_LAG_COLOURS) - 1, []
+    for lag, colour in enumerate(_LAG_COLOURS):
+        shares = [
+            sum(n for one, n in counts.items() if min(one, oldest) == lag)
+            / max(1, sum(counts.values()))
+            for counts in counted
+        ]
+        if any(shares):
+            name = f"lag {lag}" + (" or more" if lag == oldest else "")
+            traces.append(_trace(name, steps, shares, colour) | {"style": "area"})
+    text = "Tokens by the optimiser steps between the weights that wrote them and those they train."
+    return _chart("Staleness", text, traces, form=".0%", top=1.0)
+
+
+def _weights(history: History) -> Chart:
+    """Of the correction, or of the loss's ratio where there is none."""
+    corrected = bool(history.column("correction_weight")[0])
+    mean, largest = ("correction_weight", "correction_weight_max")
+    if not corrected:
+        mean, largest = ("ratio_mean", "ratio_max")
     traces = [
-        _trace("longest", *history.column("lag_max"), "grey") | {"style": "faint"},
-        _trace("mean", steps, mean, "teal"),
+        _trace("largest", *history.column(largest), "grey") | {"style": "faint"},
+        _trace("mean", *history.column(mean), "violet"),
     ]
-    text = "Optimiser steps between the weights that wrote a token and those it trains."
-    return _chart("Staleness", text, traces, form=".1f", bottom=0)
+    text = "Learner over engine, for each token: " + (
+        "the weights of the correction." if corrected else "the ratio; there is no correction."
+    )
+    return _chart("Importance weights", text, traces, form=".3f", bottom=0)
+
+
+def _effective(history: History) -> Chart:
+    traces = [
+        _trace("masked", *history.column("correction_masked"), "amber"),
+        _trace("effective", *history.column("effective_sample_share"), "teal"),
+    ]
+    text = "Effective sample size as a share of the tokens; below one half lower grpo.max_lag."
+    return _chart("Effective samples", text, traces, form=".0%", top=1.0)
+
+
+def _idle(history: History) -> Chart:
+    traces = [
+        _trace("engine", *history.column("engine_idle_share"), "blue"),
+        _trace("learner", *history.column("learner_idle_share"), "amber"),
+    ]
+    text = "Share of a step in which each did nothing. The busier one bounds the speed."
+    return _chart("Idle", text, traces, form=".0%", top=1.0)
 
 
 def _sync_seconds(history: History) -> Chart:

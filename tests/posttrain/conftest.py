@@ -5,13 +5,14 @@ tests run their coroutines there. A test that breaks the server leaves it recove
 """
 
 import asyncio
+import contextlib
 import itertools
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from posttrain.config import make_config
 from posttrain.types import Request, Sampling, Snapshot
@@ -127,6 +128,21 @@ class _Learner:
         path = self._folder / f"{version}.safetensors"
         save_file(tensors, path)
         return Snapshot(version, path, self.probe_ids, self.logprobs(self.probe_ids))
+
+    @contextlib.contextmanager
+    def at(self, snapshot):
+        """For a ``with`` block, the weights of an earlier snapshot."""
+        now = {name: p.detach().clone() for name, p in self._model.named_parameters()}
+        self._load(load_file(snapshot.path))
+        try:
+            yield
+        finally:
+            self._load(now)
+
+    @torch.no_grad()
+    def _load(self, tensors):
+        for name, parameter in self._model.named_parameters():
+            parameter.copy_(tensors[name])
 
     @torch.inference_mode()
     def logprobs(self, token_ids, temperature=1.0):

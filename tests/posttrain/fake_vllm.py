@@ -15,7 +15,7 @@ class FakeVllm:
 
     restartable = True
 
-    def __init__(self, *, gaps=(0.0,), broken_phase="", fail_starts=0):
+    def __init__(self, *, gaps=(0.0,), broken_phase="", fail_starts=0, token_s=0.0):
         self.url = ""
         self.starts = 0
         self.seen = []  # paths asked for, in order
@@ -23,9 +23,12 @@ class FakeVllm:
         self.release.set()
         self.healthy = True
         self.answers_requests = True
+        self.paused = None  # an event that a sync waits for
         self._gaps = list(gaps)  # added to the probe's log-probs, one per sync; the last one stays
         self._broken_phase = broken_phase
         self._fail_starts = fail_starts
+        self._token_s = token_s  # what a completion takes, which is one token
+        self.completions = 0
         self._version = "default"
         self._http = None
         self._writers = set()
@@ -76,6 +79,8 @@ class FakeVllm:
         if path != "/inference/v1/generate":
             if self._broken_phase and self._broken_phase in path:
                 return 500, {"error": {"message": "planted fault"}}
+            if self.paused is not None:
+                await self.paused.wait()
             self._version = body.get("weight_version", self._version)
             return 200, {}
         ids, sampling = body["token_ids"], body["sampling_params"]
@@ -86,6 +91,8 @@ class FakeVllm:
             await asyncio.sleep(0.01)
         version = self._version
         await self.release.wait()
+        await asyncio.sleep(self._token_s)
+        self.completions += 1
         return 200, {"choices": [_choice(version)]}
 
 

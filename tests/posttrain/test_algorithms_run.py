@@ -17,6 +17,7 @@ import envs
 import posttrain
 from posttrain.presets import PRESETS
 from posttrain.run_dir import RunDir
+from tests.posttrain.documented import undocumented
 
 JOB = Path(__file__).with_name("small_job.py")
 SMALL: dict[str, Any] = {
@@ -63,6 +64,7 @@ def test_a_preset_trains(checkpoint: Path, tmp_path: Path, preset: str) -> None:
     assert [r["step"] for r in records] == [0, 1]
     assert all(math.isfinite(r["loss"]) and not r["skipped"] for r in records)
     assert moved(checkpoint, run)
+    assert undocumented(run.path) == set()
     # the loss of the first step is on-policy: the ratio is 1
     assert records[0]["ratio_mean"] == pytest.approx(1.0, abs=1e-4)
     if preset == "ppo":

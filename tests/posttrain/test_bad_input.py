@@ -97,6 +97,11 @@ def test_settings_that_do_not_fit_together(capsys, tmp_path, tasks, checkpoint):
         "grpo.group_size=4",
     )  # fmt: skip
     assert "can't be divided over learner.ranks = 9" in said
+    said = _refused(
+        capsys, tmp_path, checkpoint, tasks, "rollout.temperature=0.7",
+        "algorithm.kl={name='k3', coef=0.1, reference='http://127.0.0.1:9'}",
+    )  # fmt: skip
+    assert "rollout.temperature = 0.7: the reference's log-probs are at temperature 1" in said
     said = _refused(capsys, tmp_path, checkpoint, tasks, "rollout.max_model_len=65")
     assert "the model's window is 64" in said
     assert "did you mean 'grpo.steps'" in _refused(

@@ -1,8 +1,13 @@
 import asyncio
 
+import numpy as np
 import pytest
 
+from envs import EndReason
 from posttrain.buffer import RolloutBuffer
+from posttrain.errors import RunError
+from posttrain.types import Completion, FinishReason, Group, Rollout, Turn
+from rewards import Outcome, Score
 
 
 def _may_start(buffer, step):
@@ -58,5 +63,23 @@ def test_waiters_wake():
         await buffer.advance(1)
         await buffer.put(0, [])
         await asyncio.wait_for(asyncio.gather(taken, started), timeout=1)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(("versions", "told"), [([2, 5], "2 to 5"), ([4, 6], "4 to 6")])
+def test_a_token_too_old_or_of_weights_not_made_yet_is_refused(versions, told):
+    def filled(versions):
+        n = len(versions)
+        zeros = np.zeros(n)
+        written = Completion(zeros, zeros, np.array(versions), FinishReason.STOP)
+        turn, score = Turn(np.array([1]), written), Score(1.0, Outcome.CORRECT)
+        return [Group(5, 0, (Rollout("5-0-0", "t", 0, (turn,), (), score, EndReason.DONE),))]
+
+    async def main():
+        buffer = RolloutBuffer(2)
+        await buffer.put(5, filled([3, 4, 5]))  # the oldest and the newest allowed
+        with pytest.raises(RunError, match=f"5-0-0 .* {told}; step 5 takes those of 3 to 5"):
+            await RolloutBuffer(2).put(5, filled(versions))
 
     asyncio.run(main())

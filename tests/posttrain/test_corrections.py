@@ -86,6 +86,8 @@ def test_metrics_by_hand() -> None:
     batch = tokens([4], [True, True, True, False])
     found = correction_metrics(torch.tensor([2.0, 1.0, 0.0, 0.0]), batch)
     sums = {name: value.item() for name, value in found.items()}
+    largest = sums.pop("correction_weight_max")
+    assert largest == 2.0
     assert sums == {"correction_weight": 3.0, "correction_weight_sq": 5.0, "correction_masked": 1.0}
     means = {name: value / 3 for name, value in sums.items()}
     share = means["correction_weight"] ** 2 / means["correction_weight_sq"]

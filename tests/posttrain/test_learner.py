@@ -194,6 +194,11 @@ def test_metrics_of_the_first_step(checkpoint: Path, tmp_path: Path) -> None:
     assert metrics["kl"] == pytest.approx((np.exp(x) - 1 - x).mean(), rel=1e-3)
     assert metrics["ratio_mean"] == pytest.approx(np.exp(x).mean(), rel=1e-4)
     assert metrics["ratio_max"] == pytest.approx(np.exp(x).max(), rel=1e-4)
+    r = np.exp(x)
+    assert metrics["effective_sample_share"] == pytest.approx(
+        r.sum() ** 2 / len(r) / (r @ r), rel=1e-3
+    )
+    assert "ratio_sq" not in metrics
     assert metrics["trained_tokens"] == len(x)
     assert 0 < metrics["entropy"] <= np.log(VOCABULARY)
 
@@ -379,6 +384,35 @@ def test_two_ranks_update_as_one_does(checkpoint: Path, tmp_path: Path, stage: i
     for name, weight in alone.items():
         off = (both[name] - weight).abs() > 0.05 * RATE
         assert off.float().mean() < 0.01, name
+
+
+def test_a_rank_with_four_rows_has_the_gradient_of_two_with_two(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    """Read from Adam's first moment after one step: a tenth of the gradient, element by element."""
+    samples = make_samples(0, 10)
+
+    def gradient(config: GrpoConfig, ranks: int, rows: list[int]) -> list[torch.Tensor]:
+        batch = pack(samples, 64, ranks, step=0)
+        assert [len(mine) for mine in batch.rows] == rows
+        folder = tmp_path / f"ranks-{ranks}"
+
+        async def work(learner):
+            await learner.train(batch)
+            await learner.save(folder / "state")
+
+        use(config, folder, work)
+        state = torch.load(
+            folder / "state/deepspeed/mp_rank_00_model_states.pt", weights_only=False
+        )
+        return [one["exp_avg"] / 0.1 for one in state["optimizer"]["state"].values()]
+
+    alone = gradient(settings(checkpoint, max_grad_norm=1e9), 1, [4])
+    both = gradient(process(checkpoint, ranks=2, max_grad_norm=1e9), 2, [2, 2])
+    assert len(alone) == len(both) > 10
+    for one, two in zip(alone, both, strict=True):
+        assert one.abs().max() > 0
+        torch.testing.assert_close(two, one, rtol=1e-4, atol=1e-5 * float(one.abs().max()))
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from posttrain.losses import (
     kl_coef,
     policy_loss,
 )
+from posttrain.presets import PRESETS
 
 
 def vector(values):
@@ -480,6 +481,22 @@ GOLDEN = json.loads((Path(__file__).parent / "golden_steps.json").read_text())
 def test_ten_steps_are_what_they_were(name) -> None:
     golden = GOLDEN[name]
     assert ten_steps(**golden["choices"]) == pytest.approx(golden["losses"], rel=1e-12, abs=1e-15)
+
+
+GOLDEN_PRESETS = json.loads((Path(__file__).parent / "golden_presets.json").read_text())
+
+
+def choices_of(preset: str) -> dict:
+    """What a preset says of the loss, as ``ten_steps`` takes it."""
+    chosen = {name: value for name, (value, _) in PRESETS[preset].settings.items()}
+    named = ("loss", "correction", "kl", "aggregation")
+    return {name: chosen[f"algorithm.{name}"] for name in named}
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_ten_steps_of_a_preset_are_what_they_were(preset) -> None:
+    golden = GOLDEN_PRESETS[preset]
+    assert ten_steps(**choices_of(preset)) == pytest.approx(golden, rel=1e-12, abs=1e-15)
 
 
 def test_every_function_has_golden_steps() -> None:

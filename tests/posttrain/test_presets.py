@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from posttrain.advantages import ADVANTAGES
+from posttrain.config import make_config
 from posttrain.corrections import CORRECTIONS
 from posttrain.errors import UsageError
 from posttrain.losses import AGGREGATIONS, KLS, LOSSES
@@ -58,6 +59,36 @@ def test_what_the_user_set_wins() -> None:
         "grpo": {"max_refills": 1, "mask_truncated": True},
     }
     assert tree["grpo"] == {"max_refills": 1}, "the user's tree is left as it was"
+
+
+DAPO_OFF = {
+    "grpo.max_refills": 0,  # dynamic sampling
+    "grpo.mask_truncated": False,  # overlong filtering
+    "algorithm.aggregation": "sequence",  # the token-level loss
+    "algorithm.loss": {"name": "ppo_clip", "low": 0.2, "high": 0.2, "dual": 0.0},  # clip-higher
+}
+
+
+@pytest.mark.parametrize("part", DAPO_OFF)
+def test_each_part_of_dapo_is_off_alone_and_on_alone(part) -> None:
+    """The fifth, overlong reward shaping, is the reward ``overlong``."""
+
+    def setting(tree: dict, name: str):
+        config = make_config({"model": "m", "env": "e"} | tree)
+        section, _, key = name.partition(".")
+        return getattr(getattr(config, section), key)
+
+    section, _, key = part.partition(".")
+    preset = {"algorithm": {"preset": "dapo"}}
+    tree = {**preset, section: {**preset.get(section, {}), key: DAPO_OFF[part]}}
+    on = {name: value for name, (value, _) in PRESETS["dapo"].settings.items()}
+    for name in DAPO_OFF:
+        expected = DAPO_OFF[part] if name == part else on[name]
+        assert setting(tree, name) == expected, name
+    alone = {section: {key: on[part]}}
+    assert setting(alone, part) == on[part]
+    defaults = {name: setting({}, name) for name in DAPO_OFF if name != part}
+    assert {name: setting(alone, name) for name in defaults} == defaults
 
 
 def test_another_function_gets_none_of_the_presets_settings() -> None:

@@ -1,6 +1,7 @@
 """Quarantine, restart and resending, against a server that fails on command."""
 
 import asyncio
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -204,3 +205,60 @@ def test_no_more_requests_are_in_flight_than_asked_for(play, ask):
         return held
 
     assert play(story, fake, max_concurrency=4) == 4
+
+
+def test_a_slow_server_gets_its_share_of_a_burst_and_no_more(play, ask):
+    """Sixteen times as slow, or nearly: what it was given first tells its pace."""
+    slow, fast = FakeVllm(token_s=0.48), FakeVllm(token_s=0.03)
+
+    async def story(engine):
+        await asyncio.gather(*(engine.generate(ask(i)) for i in range(4)))
+        before = slow.completions, fast.completions
+        await asyncio.gather(*(engine.generate(ask(i)) for i in range(51)))
+        return before, slow.completions - before[0]
+
+    before, of_the_burst = play(story, slow, fast)
+    assert before == (3, 3)  # two each, and a sign of life at the start
+    assert 2 <= of_the_burst <= 8  # 3 by their paces, 25 by their numbers
+
+
+def test_what_waits_for_a_slot_goes_by_the_age_of_its_step(play, ask):
+    fake = FakeVllm(token_s=0.01)
+    order = []
+
+    async def story(engine):
+        async def one(name, step):
+            await engine.generate(dataclasses.replace(ask(name), step=step))
+            order.append(name)
+
+        await asyncio.gather(one("first", 7), one("later", 7), one("refill", 6), one("last", 8))
+
+    play(story, fake, max_concurrency=1)
+    assert order == ["first", "refill", "later", "last"]
+
+
+def test_an_engine_is_busy_while_a_request_runs_and_not_while_it_is_paused(play, ask):
+    fake = FakeVllm()
+
+    async def story(engine):
+        await engine.sync(snapshot(1))
+        assert engine.busy_s == 0.0
+        fake.release.clear()
+        running = asyncio.create_task(engine.generate(ask("x")))
+        await asyncio.sleep(0.2)
+        alone = engine.busy_s
+        fake.paused = asyncio.Event()  # a sync that takes its time
+        syncing = asyncio.create_task(engine.sync(snapshot(2)))
+        await asyncio.sleep(0.1)
+        early = engine.busy_s
+        await asyncio.sleep(0.2)
+        during = engine.busy_s - early
+        fake.paused.set()
+        await syncing
+        fake.release.set()
+        await running
+        return alone, during
+
+    alone, during = play(story, fake)
+    assert 0.15 < alone < 1.0
+    assert during == 0.0

@@ -81,6 +81,9 @@ def step_record(step: int, **more: Any) -> dict[str, Any]:
         **{"entropy": 1.0 - step / 10, "kl": None, "logprob_gap": 0.002, "grad_norm": 0.5},
         **{"completion_tokens": 100, "time_total_s": 2.0, "time_train_s": 0.5},
         **{"time_wait_s": 1.0, "time_generation_s": 3.0, "time_reward_s": 1.0},
+        **{"lag_tokens": {"0": 60, "1": 30, "5": 4, "7": 6}, "engine_idle_share": 0.25},
+        **{"learner_idle_share": 0.5, "ratio_mean": 1.01, "ratio_max": 3.0},
+        **{"effective_sample_share": 0.9},
     }
     return record | more
 
@@ -145,6 +148,27 @@ def test_a_finished_run_shows_its_numbers(tmp_path: Path, model: Path) -> None:
     assert packed(page)["marks"] == [{"x": 1, "text": "skipped"}, {"x": 3, "text": "restart"}]
     titles = [c["title"] for s in packed(page)["sections"] for c in s["charts"]]
     assert "KL divergence" not in titles  # it was never a number
+
+
+def test_staleness_weights_and_idleness_are_drawn(tmp_path: Path, model: Path) -> None:
+    with RunDir.create(tmp_path / "r", settings(model)) as run:
+        run.log(step_record(0))
+    page = write_report(tmp_path / "r").read_text()
+    shares = {trace["name"]: trace["y"] for trace in chart(page, "Staleness")["traces"]}
+    assert shares == {"lag 0": [0.6], "lag 1": [0.3], "lag 5 or more": [0.1]}
+    idle = {trace["name"]: trace["y"] for trace in chart(page, "Idle")["traces"]}
+    assert idle == {"engine": [0.25], "learner": [0.5]}
+    ratio = {trace["name"]: trace["y"] for trace in chart(page, "Importance weights")["traces"]}
+    assert ratio == {"mean": [1.01], "largest": [3.0]}
+    assert chart(page, "Effective samples")["traces"][0]["y"] == [0.9]
+    corrected = {"correction_weight": 0.98, "correction_weight_max": 2.0, "correction_masked": 0.1}
+    with RunDir.create(tmp_path / "c", settings(model)) as run:
+        run.log(step_record(0, **corrected))
+    page = write_report(tmp_path / "c").read_text()
+    weights = {trace["name"]: trace["y"] for trace in chart(page, "Importance weights")["traces"]}
+    assert weights == {"mean": [0.98], "largest": [2.0]}
+    masked = {trace["name"]: trace["y"] for trace in chart(page, "Effective samples")["traces"]}
+    assert masked == {"masked": [0.1], "effective": [0.9]}
 
 
 @pytest.mark.parametrize(

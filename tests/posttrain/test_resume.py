@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from posttrain.run_dir import RunDir
+from tests.posttrain.documented import undocumented
 
 JOB = Path(__file__).with_name("small_job.py")
 
@@ -92,3 +93,4 @@ def test_training_changed_the_weights(checkpoint, uninterrupted):
     assert summary["steps"] == 12 and summary["engine"] == "embedded"
     assert summary["syncs_verified"] == 13  # the start, and one for each step
     assert (uninterrupted / "report.html").stat().st_size > 10_000
+    assert undocumented(uninterrupted) == set()

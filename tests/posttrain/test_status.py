@@ -15,8 +15,11 @@ import pytest
 
 from posttrain import waits
 from posttrain.cli import main
+from posttrain.config import GrpoConfig
+from posttrain.run_dir import RunDir
 from posttrain.status import read_status
 from posttrain.status_text import render
+from posttrain.types import Group
 from posttrain.waits import waiting
 
 JOB = Path(__file__).with_name("small_job.py")
@@ -122,6 +125,25 @@ def test_a_wait_costs_less_than_20_microseconds():
                 pass
         best = min(best, (time.perf_counter() - began) / n)
     assert best < 20e-6, f"{best * 1e6:.1f} us"
+
+
+# the run directory
+
+
+def test_steps_that_wait_for_the_learner_are_named(tmp_path):
+    config = GrpoConfig.model_validate({"model": "m", "env": "e", "grpo": {"prompts_per_step": 2}})
+    with RunDir.create(tmp_path / "run", config) as run:
+        for step in (3, 4, 5):
+            run.seal_step(step, [])
+        run.append_group(Group(6, 0, ()))
+        run.log({"kind": "step", "step": 3, "engine_idle_share": 0.25, "learner_idle_share": 0.5})
+        status = read_status(tmp_path / "run")
+    assert status["full_steps"] == [4, 5]
+    assert status["open_steps"] == [{"step": 6, "groups_finished": 1, "groups": 2}]
+    text = render(status | {"state": "running"})
+    assert "open steps: 6 (1 of 2 groups finished)" in text
+    assert "full, with the learner or waiting for it: 4, 5" in text
+    assert "engine idle 25%, learner idle 50%" in text
 
 
 # real runs

@@ -54,9 +54,18 @@ class Examined:
         ]
 
 
+class Reference:
+    """A server that finds each token half as likely, in nats 0.5 less, as these engines do."""
+
+    async def logprobs(self, sequences: list[np.ndarray]) -> list[np.ndarray]:
+        return [np.full(len(ids), -1.5, np.float32) - ids / 100 for ids in sequences]
+
+
 def batch_of(groups: list[Group], step: int = 0, **sections: Any) -> Batch | None:
     config = config_of(**sections)
-    credit = Credit(config, Algorithm.of(config.algorithm), Examined())  # type: ignore[arg-type]
+    algorithm = Algorithm.of(config.algorithm)
+    servers: Any = {role: Reference() for role in algorithm.servers}
+    credit = Credit(config, algorithm, Examined(), servers)  # type: ignore[arg-type]
     return asyncio.run(credit.batch(step, groups))
 
 
@@ -137,6 +146,51 @@ def test_a_kl_in_the_reward_lowers_it() -> None:
     assert batch is not None
     # 1 - 0.1 and 1 - 0.2: the mean is 0.85
     assert advantages(batch) == [-0.05] * 4 + [0.05] * 2
+
+
+URL = "http://127.0.0.1:9"  # nobody is asked
+
+
+def test_a_reference_behind_a_server_travels_with_the_tokens() -> None:
+    members = (rollout("0-0-0", 1.0, 2), rollout("0-0-1", 0.0, 4), rollout("0-0-2", None, 1))
+    kl = {"name": "k3", "coef": 0.1, "reference": URL}
+    batch = batch_of([Group(0, 0, members)], algorithm={"kl": kl})
+    assert batch is not None
+    (row,) = batch.rows[0]
+    assert row.reference is not None
+    found = row.reference[row.loss_mask].tolist()
+    ids = row.token_ids[row.loss_mask]  # 5, 6 and 5 to 8, in some order of the two samples
+    assert sorted(ids.tolist()) == [5, 5, 6, 6, 7, 8]
+    assert found == pytest.approx((-1.5 - ids / 100).tolist())
+    assert batch_of([Group(0, 0, members)]).rows[0][0].reference is None  # type: ignore[union-attr]
+
+
+def test_a_reference_behind_a_server_lowers_the_reward_and_the_learner_is_not_asked() -> None:
+    """k1 = log pi - log ref = 0.5 and id / 100: 0.55 + 0.56, and 0.55 + 0.56 + 0.57 + 0.58."""
+    members = (rollout("0-0-0", 1.0, 2), rollout("0-0-1", 1.0, 4))
+    kl = {"name": "k1", "coef": 0.1, "place": "reward", "reference": URL}
+    algorithm = Algorithm.of(config_of(algorithm={"kl": kl}).algorithm)
+    assert algorithm.kl and not algorithm.reference and algorithm.asks_learner == ()
+    assert algorithm.servers == {"reference": URL}
+    choices = {"advantage": "dr_grpo", "kl": kl}
+    batch = batch_of([Group(0, 0, members)], algorithm=choices)
+    assert batch is not None
+    half = round((0.226 - 0.111) / 2, 4)  # 1 - 0.111 and 1 - 0.226, about their mean
+    assert advantages(batch) == pytest.approx([-half] * 4 + [half] * 2, abs=1e-4)
+
+
+@pytest.mark.parametrize("place", ["loss", "reward"])
+def test_a_step_of_which_nothing_is_left_has_no_batch(place: str) -> None:
+    cut = Group(0, 0, (rollout("0-0-0", 1.0, 2, cut=True), rollout("0-0-1", 0.0, 2, cut=True)))
+    kl = {"name": "k1", "coef": 0.1, "place": place}
+    for choice in (kl, kl | {"reference": URL}):
+        batch = batch_of([cut], algorithm={"kl": choice}, grpo={"mask_truncated": True})
+        assert batch is None
+
+
+def test_without_a_coefficient_nobody_is_asked() -> None:
+    kl = {"name": "k3", "coef": 0.0, "reference": URL}
+    assert Algorithm.of(config_of(algorithm={"kl": kl}).algorithm).servers == {}
 
 
 def test_gae_goes_through_the_critic() -> None:
