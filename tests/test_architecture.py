@@ -37,13 +37,15 @@ PACKAGES = {
 # one entry. Every module must be here, and nothing that is gone.
 ORDER = [
     *("errors", "waits", "shadowing", "types", "presets", "config", "seeds", "jsonl", "memory"),
+    "checked_files",
     *("provenance", "run_lock", "status_file", "rollout_files", "run_dir"),
     *("registry", "advantages", "token_tensors", "corrections", "losses", "algorithm"),
     *("packed_attention", "token_logprobs", "policy", "batching"),
     *("chat", "rollout", "buffer"),
     *("server_guard", "client", "snapshot_file", "lora", "vllm_worker", "server", "weight_sync"),
     *("replica", "vllm_engine", "embedded", "engines"),
-    *("nccl_transport", "row_tensors", "workload", "step_metrics", "critic", "learner"),
+    *("nccl_transport", "row_tensors", "workload", "step_metrics"),
+    *("learner_state", "critic", "learner"),
     *("learner_inline", "learner_rank", "learner_process", "calibration"),
     *("teacher", "step", "checkpoint", "evaluate"),
     *("console", "trackers", "trainers", "report"),
@@ -53,7 +55,7 @@ ORDER = [
 
 # Heavy package -> the only modules that import it.
 HOMES = {
-    "deepspeed": {"posttrain.learner"},
+    "deepspeed": {"posttrain.learner", "posttrain.learner_state"},
     "vllm": {"posttrain.vllm_worker", "posttrain.nccl_transport"},
     "trl": {"posttrain.trainers"},
     "docker": {"rewards.sandbox.docker_engine"},
