@@ -237,13 +237,13 @@ def _convert_plain(saved: Path, target: Path, names: Sequence[str]) -> Tensor:
     moments = state["optimizer"]["state"]
     step = torch.zeros(())
     for index, name in enumerate(names):
-        tensors = {"fp32": state["module"][name]}
-        if index in moments:  # not before the first step
-            step = moments[index]["step"]
-            tensors |= {key: moments[index][key] for key in _MOMENTS}
+        weight = state["module"][name]
+        found = moments.get(index, {})  # empty before the first step
+        step = found.get("step", step)
+        tensors = {key: found.get(key, torch.zeros_like(weight)) for key in _MOMENTS}
         folder = target / "zero" / name
         folder.mkdir(parents=True)
-        for key, tensor in tensors.items():
+        for key, tensor in {"fp32": weight, **tensors}.items():
             torch.save({"param": tensor.float()}, folder / f"{key}.pt")
     torch.save({"param_groups": state["optimizer"]["param_groups"]}, _common(target))
     return step
@@ -275,11 +275,9 @@ def _load_plain(part: Part, folder: Path) -> None:
         for name, parameter in zip(part.names, parameters, strict=True):
             where = folder / "zero" / name
             parameter.copy_(torch.load(where / "fp32.pt")["param"].view_as(parameter))
-            if (where / f"{_MOMENTS[0]}.pt").exists():
-                state = {k: torch.load(where / f"{k}.pt")["param"] for k in _MOMENTS}
-                state = {k: v.view_as(parameter).to(parameter.device) for k, v in state.items()}
-                state["step"] = torch.load(where / "step.pt")
-                part.adam.state[parameter] = state
+            state = {key: torch.load(where / f"{key}.pt")["param"] for key in _MOMENTS}
+            state = {k: v.view_as(parameter).to(parameter.device) for k, v in state.items()}
+            part.adam.state[parameter] = state | {"step": torch.load(where / "step.pt")}
 
 
 def _step_of(target: Path) -> Tensor:

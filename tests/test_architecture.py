@@ -50,6 +50,7 @@ ORDER = [
     *("teacher", "step", "checkpoint", "evaluate"),
     *("console", "trackers", "trainers", "report"),
     *("preflight", "tasks", "preparation", "job", "loop", "execution", "evaluation"),
+    "resumption",
     *("status", "status_text", "plan", "plan_text", "doctor_probes", "doctor", "api", "cli"),
 ]
 
