@@ -199,7 +199,8 @@ def test_a_save_that_failed_is_told_and_leaves_the_ones_before(tmp_path: Path) -
 
         def full(file: CheckedFile) -> None:
             file._file.close()
-            file._file = Path("/dev/full").open("wb", buffering=0)  # every write: no space left
+            # every write: no space left
+            file._file = Path("/dev/full").open("wb", buffering=0)  # noqa: SIM115
             assert file.write(b"half of it") == 10  # torch's writer must not see an exception
             file.write(b"and the rest")
 
