@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from posttrain import cli
 from posttrain.checked_files import CheckedFile, begin, digest_of, fault_of, write_all
 from posttrain.checkpoint import Checkpoints, Start, find_start, list_checkpoints
 from posttrain.config import KeepSettings, make_config, settings_table
 from posttrain.errors import RunError, UsageError
 from posttrain.learner_inline import InlineLearner
 from posttrain.preflight import check_settings
-from posttrain.resumption import CHANGEABLE, changed_config
+from posttrain.resumption import CHANGEABLE, changed_config, check_length
 from posttrain.run_dir import RunDir
 
 
@@ -275,3 +276,14 @@ def test_what_a_resume_changed_is_kept_with_the_settings(tmp_path: Path) -> None
         (50, {"learner.ranks": {"before": 1, "after": 2}}),
         (75, {"grpo.steps": {"before": 100, "after": 300}}),
     ]
+
+
+def test_the_command_line_refuses_what_would_be_another_run(tmp_path: Path, capsys) -> None:
+    with RunDir.create(tmp_path / "run", job()):
+        pass
+    before = (tmp_path / "run" / "config.json").read_bytes()
+    assert cli.main(["resume", str(tmp_path / "run"), "learner.learning_rate=1.0"]) == 2
+    assert "can't change learner.learning_rate" in capsys.readouterr().err
+    assert (tmp_path / "run" / "config.json").read_bytes() == before
+    with pytest.raises(UsageError, match="grpo.steps = 100, and the run's checkpoint has 120"):
+        check_length(job(), 120)

@@ -9,9 +9,11 @@ The jobs are forked from a server that has paid for the imports once.
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -28,7 +30,7 @@ from posttrain.run_dir import RunDir
 from tests.posttrain import forked_jobs, small_job
 
 STEPS = 16
-SETTINGS = {"checkpoint": {"every": 2}, "evaluation": {"tasks": 0}, "steps": STEPS}
+SETTINGS = {"checkpoint": {"every": 2}, "evaluation": {"tasks": 3, "every": 4}, "steps": STEPS}
 RANK = {"placement": "process"}
 pytestmark = pytest.mark.timeout(400)
 
@@ -119,15 +121,26 @@ def assert_same(run_dir: Path, whole: tuple) -> None:
 
 
 @pytest.fixture(scope="module")
-def whole(fork, checkpoint, tmp_path_factory) -> tuple:
-    """What a run leaves that nothing happened to."""
+def whole_run(fork, checkpoint, tmp_path_factory) -> Path:
+    """A run that nothing happens to."""
     run_dir = tmp_path_factory.mktemp("whole") / "run"
     life = Life(fork, checkpoint, run_dir, **SETTINGS)
     assert life.end() == 0, life.log.read_text()
-    found = outcome(run_dir)
+    return run_dir
+
+
+@pytest.fixture(scope="module")
+def whole(whole_run) -> tuple:
+    return outcome(whole_run)
+
+
+def test_the_run_that_all_are_compared_with_has_learnt(checkpoint, whole_run, whole) -> None:
     start = load_file(checkpoint / "model.safetensors")
-    assert any(not torch.equal(start[name], found[0][name]) for name in start)  # it has learnt
-    return found
+    assert any(not torch.equal(start[name], whole[0][name]) for name in start)
+    summary = json.loads((whole_run / "summary.json").read_text())
+    assert summary["steps"] == STEPS and summary["engine"] == "embedded"
+    assert summary["syncs_verified"] == STEPS + 1  # the start, and one for each step
+    assert (whole_run / "report.html").stat().st_size > 10_000
 
 
 def test_an_orchestrator_killed_15_times(fork, checkpoint, whole, tmp_path) -> None:
@@ -192,6 +205,34 @@ def test_a_truncated_checkpoint_is_told_and_the_one_before_used(
     assert (run_dir / "checkpoints/step-000016.damaged").is_dir()
 
 
+def test_a_finished_run_goes_on_longer_and_on_other_ranks(
+    fork, checkpoint, whole_run, whole, tmp_path
+) -> None:
+    run_dir = tmp_path / "run"
+    shutil.copytree(whole_run, run_dir)
+    elsewhere = {"placement": "process", "ranks": 2, "zero_stage": 2}
+    changes = {"steps": STEPS + 2, "learner": elsewhere, "checkpoint": {"keep": {"best": 1}}}
+    life = Life(fork, checkpoint, run_dir, **changes)
+    assert life.end() == 0, life.log.read_text()
+    run = RunDir.open(run_dir)
+    steps = [r["step"] for r in run.read_metrics() if r["kind"] == "step"]
+    assert steps == list(range(STEPS + 2))
+    assert json.loads((run_dir / "summary.json").read_text())["steps"] == STEPS + 2
+    for step in range(STEPS):
+        assert run.load_step(step) is not None
+    accuracy = run.accuracies()
+    left = {checkpoint_step(path) for path in list_checkpoints(run.checkpoints)}
+    measured = {step for step in (14, 16, 18) if step in accuracy}
+    best = max(measured, key=lambda step: (accuracy[step], step))
+    assert left == {16, 18, best}
+    newest = run.checkpoints / f"step-{STEPS + 2:06d}" / "learner"
+    about = json.loads((newest / "learner.json").read_text())
+    assert (about["world_size"], about["zero_stage"]) == (2, 2)
+    assert about["progress"] == {"updates": STEPS + 2}
+    settings = run.manifest()["changes"][0]["settings"]
+    assert settings["learner.ranks"] == {"before": 1, "after": 2}
+
+
 # the disk
 
 
@@ -204,7 +245,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     if done.returncode:
         pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
     yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    # lazily: tensors that were read from there may still be mapped
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 def test_a_full_disk_stops_the_run_and_costs_nothing(
