@@ -35,8 +35,8 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 class CheckedFile:
     """A new file, hashed while it is written and on the disk when the block is left.
 
-    ``write`` never raises: an exception that passes through torch's writer of zip files ends the
-    process. The first error is kept and raised at the end of the block.
+    ``write`` never raises: torch's writer of zip files would turn a full disk into an error about
+    unexpected positions. The first error is kept and raised at the end of the block.
     """
 
     def __init__(self, path: Path) -> None:
@@ -49,10 +49,13 @@ class CheckedFile:
         """Every byte of ``data``; returns how many that is, also after an error."""
         view = memoryview(data).cast("B")
         self._hash.update(view)
-        self._size += len(view)
-        with contextlib.suppress(OSError):
-            self._write_all(view)
-        return len(view)
+        self._size += (size := len(view))
+        try:
+            while view and self._error is None:
+                view = view[self._file.write(view) :]
+        except OSError as error:
+            self._error = error
+        return size
 
     def flush(self) -> None:
         """Nothing is buffered here."""
@@ -70,18 +73,7 @@ class CheckedFile:
         with self._file:
             if self._error is not None:
                 raise self._error
-            if error is None:
-                os.fsync(self._file.fileno())
-
-    def _write_all(self, view: memoryview) -> None:
-        if self._error is not None:
-            return
-        try:
-            while view:
-                view = view[self._file.write(view) :]
-        except OSError as error:
-            self._error = error
-            raise
+            os.fsync(self._file.fileno())
 
 
 def digest_of(path: Path) -> Digest:
