@@ -257,7 +257,7 @@ def _load_parts(part: Part, folder: Path, name: str, stage: int) -> None:
         _load_plain(part, folder / name)
     else:
         settings = part.engine._config
-        settings.load_universal_checkpoint = True
+        settings.load_universal_checkpoint = True  # read when it loads; not known at its start
         try:
             part.engine.load_checkpoint(str(folder), tag=name)
         finally:

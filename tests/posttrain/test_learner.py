@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -503,6 +504,37 @@ def test_ranks_may_change_on_the_way(checkpoint: Path, tmp_path: Path) -> None:
         moved = (weight - start[name]).abs().max()
         assert (found[name] - weight).abs().max() < 0.02 * moved, name
     assert len(list((tmp_path / "b").glob("random-*.pt"))) == 2
+
+
+def test_a_critic_is_read_by_another_zero_stage(checkpoint: Path, tmp_path: Path) -> None:
+    algorithm = {"advantage": "gae"}
+
+    def batch(step: int) -> Batch:
+        samples = [
+            replace(s, values=np.zeros(len(s), np.float32), returns=s.loss_mask.astype(np.float32))
+            for s in make_samples(step)
+        ]
+        return pack(samples, 64, 1, step)
+
+    async def straight(learner):
+        await learner.train(batch(0))
+        await save(learner, tmp_path / "saved")
+        return await go_on(learner)
+
+    async def go_on(learner):
+        for step in (1, 2):
+            await learner.train(batch(step))
+        (rows,) = await learner.examine(batch(9), "values")  # of the one rank
+        return np.concatenate(rows)
+
+    async def resumed(learner):
+        await learner.load(tmp_path / "saved")
+        return await go_on(learner)
+
+    expected = use(settings(checkpoint, algorithm), tmp_path, straight)
+    found = use(settings(checkpoint, algorithm, zero_stage=3), tmp_path, resumed)
+    assert np.abs(expected).max() > 0.01  # it has learnt
+    np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 def test_a_checkpoint_of_another_precision_is_refused(checkpoint: Path, tmp_path: Path) -> None:
