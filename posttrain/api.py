@@ -5,6 +5,7 @@ Decides how Python arguments become settings: the same names as in TOML.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import Any
 
 import rewards
 from envs import Environment
-from posttrain.checkpoint import checkpoint_step, list_checkpoints
+from posttrain.checkpoint import Start, find_start
 from posttrain.config import GrpoConfig, GrpoSettings, Settings, make_config
 from posttrain.evaluate import read_result
 from posttrain.execution import evaluate_model, execute
@@ -21,6 +22,7 @@ from posttrain.job import model_folder
 from posttrain.preparation import prepare
 from posttrain.presets import explain
 from posttrain.registry import choice_of
+from posttrain.resumption import changed_config, check_length
 from posttrain.run_dir import RunDir
 from posttrain.types import EvalResult
 
@@ -75,7 +77,7 @@ def run_config(
         print("\n".join(explain(config.algorithm.preset)), flush=True)
     described = {"name": ready.environment.name, "held_out_tasks": len(ready.held_out)}
     run_dir = RunDir.create(ready.config.run_dir, ready.config, described)
-    execute(ready, run_dir, quiet=quiet)
+    execute(ready, run_dir, Start(), quiet=quiet)
     return Run(run_dir.path)
 
 
@@ -85,19 +87,32 @@ def resume(
     env: str | Environment | None = None,
     reward: str | Reward | Sequence[str | Reward] | None = None,
     quiet: bool = False,
+    **settings: Any,
 ) -> Run:
-    """Go on with an interrupted run from its last checkpoint and its rollouts on disk.
+    """Go on with an interrupted run from its last whole checkpoint and its rollouts on disk.
 
     An environment or reward that was a Python object must be given again: a run keeps its name.
+    ``settings``, as for ``grpo``: other placement or more steps (``resumption.CHANGEABLE``).
+
+    Raises UsageError for a setting that a resume can't change, and RunError when every checkpoint
+    is damaged; nothing is written then.
     """
     config = RunDir.open(run).load_config().model_copy(update={"run_dir": str(run)})
+    config, changes = changed_config(config, _tree(settings))
     if isinstance(reward, str) or callable(reward):
         reward = [reward]
     ready = prepare(config, env, reward)
-    run_dir = RunDir.resume(run)
-    saved = list_checkpoints(run_dir.checkpoints)
-    run_dir.truncate_from(checkpoint_step(saved[-1]) if saved else 0)
-    execute(ready, run_dir, quiet=quiet)
+    with RunDir.resume(run) as run_dir:
+        start = find_start(run_dir.checkpoints)
+        check_length(config, start.step)
+        if changes:
+            run_dir.change_config(config, changes, start.step)
+        run_dir.truncate_from(start.step)
+        lost = run_dir.rollouts.set_damaged_aside(start.step)
+        notes = [f"rollouts/{name} is damaged: its rollouts are generated again" for name in lost]
+        start = dataclasses.replace(start, notes=(*start.notes, *notes))
+        (run_dir.path / "summary.json").unlink(missing_ok=True)
+        execute(ready, run_dir, start, quiet=quiet)
     return Run(run_dir.path)
 
 

@@ -49,6 +49,9 @@ def _parser() -> argparse.ArgumentParser:
 
     resume = commands.add_parser("resume", help="go on with an interrupted run")
     resume.add_argument("run_dir", type=Path)
+    resume.add_argument(
+        "overrides", nargs="*", help="other placement or more steps, e.g. learner.ranks=2"
+    )
     resume.add_argument("--quiet", action="store_true", help="no progress")
     resume.set_defaults(run=_resume)
 
@@ -140,8 +143,10 @@ def _plan(options: argparse.Namespace) -> int:
 
 def _resume(options: argparse.Namespace) -> int:
     from posttrain.api import resume
+    from posttrain.config import override_tree
 
-    return _print_summary(resume(options.run_dir, quiet=options.quiet).path)
+    changes = override_tree(options.overrides)
+    return _print_summary(resume(options.run_dir, quiet=options.quiet, **changes).path)
 
 
 def _print_summary(run: Path) -> int:

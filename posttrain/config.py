@@ -12,7 +12,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    field_validator,
+)
 
 from posttrain.errors import UsageError
 
@@ -196,11 +204,38 @@ class EvaluationSettings(Settings):
     temperature: Annotated[float, Field(ge=0.0)] = Field(1.0, description="0 is greedy")
 
 
+class KeepSettings(Settings):
+    """Which checkpoints stay, one choice: ``checkpoint.keep = {last = 2, best = 1}``.
+
+    Best is by the accuracy of the held-out evaluation at that step; of equals the newest.
+    """
+
+    last: Count = 2
+    best: Annotated[int, Field(ge=0)] = 0
+
+
+def _kind(keep: Any) -> str:
+    return "table" if isinstance(keep, Mapping | KeepSettings) else "number"
+
+
+# Told apart by hand, so that a fault is told once and not for each of the two.
+Keep = Annotated[
+    Annotated[Count, Tag("number")] | Annotated[KeepSettings, Tag("table")], Discriminator(_kind)
+]
+
+
 class CheckpointSettings(Settings):
     """What is kept to go on from."""
 
     every: Count = Field(25, description="steps between checkpoints")
-    keep: Count = Field(2, description="newest checkpoints kept")
+    keep: Keep = Field(
+        2, description="newest checkpoints kept, or {last = 2, best = 1}: also the most accurate"
+    )
+
+    @property
+    def kept(self) -> KeepSettings:
+        """``keep`` as the table it is short for."""
+        return self.keep if isinstance(self.keep, KeepSettings) else KeepSettings(last=self.keep)
 
 
 class GrpoConfig(Settings):
@@ -251,11 +286,55 @@ def make_config(tree: Mapping[str, Any]) -> GrpoConfig:
     """Check a tree of plain values. Raises UsageError with one line per fault."""
     from posttrain.presets import apply_preset
 
+    return _validated(apply_preset(dict(tree)))
+
+
+def change_config(
+    config: GrpoConfig, tree: Mapping[str, Any]
+) -> tuple[GrpoConfig, dict[str, tuple[Any, Any]]]:
+    """The config with what ``tree`` says otherwise, and {setting: (before, after)}.
+
+    Raises UsageError as ``make_config`` does.
+    """
+    before, after = config.model_dump(mode="json"), config.model_dump(mode="json")
+    _merge(after, tree)
+    changed = _validated(after)
+    after = changed.model_dump(mode="json")
+    pairs = zip(_values(before), _values(after), strict=True)
+    return changed, {name: (old, new) for (name, old), (_, new) in pairs if old != new}
+
+
+def override_tree(overrides: Sequence[str]) -> dict[str, Any]:
+    """``section.key=value`` arguments as a tree."""
+    tree: dict[str, Any] = {}
+    for override in overrides:
+        _set(tree, override)
+    return tree
+
+
+def _validated(tree: Mapping[str, Any]) -> GrpoConfig:
     try:
-        return GrpoConfig.model_validate(apply_preset(dict(tree)))
+        return GrpoConfig.model_validate(tree)
     except ValidationError as error:
         lines = [_explain(fault) for fault in error.errors()]
         raise UsageError("\n".join(lines)) from error
+
+
+def _merge(tree: dict[str, Any], changes: Mapping[str, Any]) -> None:
+    """Sections are merged, settings replaced."""
+    sections = {name.partition(".")[0] for name, _, _ in settings_table() if "." in name}
+    for name, value in changes.items():
+        if name in sections and isinstance(value, Mapping):
+            tree[name] = tree[name] | dict(value)
+        else:
+            tree[name] = value
+
+
+def _values(tree: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """(setting, value) of a whole config's tree."""
+    for name, _, _ in settings_table():
+        section, _, key = name.rpartition(".")
+        yield name, (tree[section] if section else tree)[key]
 
 
 def settings_table() -> list[tuple[str, Any, str]]:
@@ -292,11 +371,12 @@ def _set(tree: dict[str, Any], override: str) -> None:
 
 
 def _explain(fault: Mapping[str, Any]) -> str:
-    where = ".".join(str(part) for part in fault["loc"])
+    where = ".".join(str(part) for part in fault["loc"] if part not in ("number", "table"))
     if fault["type"] == "extra_forbidden":
-        if where.startswith("learner.lora."):
-            known = ", ".join(LoraSettings.model_fields)
-            return f"unknown setting {where!r}; learner.lora has {known}"
+        for table, model in (("learner.lora", LoraSettings), ("checkpoint.keep", KeepSettings)):
+            if where.startswith(f"{table}."):
+                known = ", ".join(model.model_fields)
+                return f"unknown setting {where!r}; {table} has {known}"
         names = [name for name, _, _ in settings_table()]
         sections = sorted({name.rpartition(".")[0] for name in names} - {""})
         close = difflib.get_close_matches(where, [*names, *sections], n=1, cutoff=0.0)

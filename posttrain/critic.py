@@ -14,20 +14,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from posttrain.learner_state import Part
 from posttrain.packed_attention import Layout
 from posttrain.policy import attention_arguments
 from posttrain.row_tensors import RowTensors
 from posttrain.step_metrics import Totals
 from posttrain.types import Floats, PackedRow
-
-_TAG = "critic"
 
 
 class ValueModel(nn.Module):
@@ -85,24 +83,23 @@ class RankCritic:
     def __init__(
         self,
         causal_lm: Any,
-        initialize: Callable[[nn.Module], tuple[Any, Any]],
+        initialize: Callable[[nn.Module], Part],
         *,
         clip: float,
         rate_factor: float,
         device: torch.device,
     ) -> None:
         self._model = ValueModel(causal_lm)
-        self._engine, self._adam = initialize(self._model)
+        self.part = initialize(self._model)
         self._clip = clip
         self._rate_factor = rate_factor
         self._device = device
-        self._updates = 0
 
     def values(self, row: RowTensors) -> Floats:
         """Of the row's real targets, under the current weights."""
         self._model.eval()
         with torch.no_grad():
-            found = self._engine(*row.inputs[:3], row.inputs[3][0])
+            found = self.part.engine(*row.inputs[:3], row.inputs[3][0])
         return np.asarray(found[: row.n_targets].cpu().numpy(), np.float32)
 
     def train(
@@ -114,19 +111,18 @@ class RankCritic:
         """
         self._model.train()
         totals = Totals(self._device)
-        for group in self._adam.param_groups:
+        for group in self.part.adam.param_groups:
             group["lr"] = rate * self._rate_factor
         for i, row in enumerate(rows):
-            self._engine.set_gradient_accumulation_boundary(i == len(rows) - 1)
+            self.part.engine.set_gradient_accumulation_boundary(i == len(rows) - 1)
             tensors = RowTensors(row, self._device, share_prompts=True)
-            values = self._engine(*tensors.inputs[:3], tensors.inputs[3][0])
+            values = self.part.engine(*tensors.inputs[:3], tensors.inputs[3][0])
             loss, metrics = value_loss(values, tensors, self._clip)
             totals.add({"loss": loss.detach(), **metrics, **tensors.counts()})
-            self._engine.backward(loss * (world_size / n_tokens), scale_wrt_gas=False)
+            self.part.engine.backward(loss * (world_size / n_tokens), scale_wrt_gas=False)
         found = totals.reduce(n_tokens)
-        self._adam.applied, self._adam.veto = False, not math.isfinite(found["loss"])
-        self._engine.step()
-        self._updates += self._adam.applied
+        self.part.adam.applied, self.part.adam.veto = False, not math.isfinite(found["loss"])
+        self.part.engine.step()
         variance = found["return_square"] - found["return_mean"] ** 2
         return {
             "value_loss": found["loss"],
@@ -135,9 +131,3 @@ class RankCritic:
             "value_clip_fraction": found["value_clipped"],
             "explained_variance": 1 - found["value_error"] / variance if variance > 0 else 0.0,
         }
-
-    def save(self, folder: Path) -> None:
-        self._engine.save_checkpoint(str(folder), tag=_TAG)
-
-    def load(self, folder: Path) -> None:
-        self._engine.load_checkpoint(str(folder), tag=_TAG)

@@ -17,9 +17,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
-from posttrain.checkpoint import checkpoint_step, list_checkpoints, save_checkpoint
+from posttrain.checked_files import is_full
+from posttrain.checkpoint import Start
 from posttrain.console import Console
 from posttrain.engines import make_engine
+from posttrain.errors import RunError
 from posttrain.evaluate import evaluate, read_result
 from posttrain.job import Job, model_folder, probe_ids
 from posttrain.learner_process import make_learner
@@ -34,11 +36,9 @@ from posttrain.types import EvalResult
 T = TypeVar("T")
 
 
-def execute(ready: Prepared, run_dir: RunDir, *, quiet: bool) -> None:
-    """Train from the newest checkpoint of ``run_dir``, or from the start, and write the report."""
-    saved = list_checkpoints(run_dir.checkpoints)
-    first = checkpoint_step(saved[-1]) if saved else 0
-    config = ready.config
+def execute(ready: Prepared, run_dir: RunDir, start: Start, *, quiet: bool) -> None:
+    """Train from ``start`` on, and write the report."""
+    config, first = ready.config, start.step
     with (
         run_dir,
         StatusFile(run_dir.path),
@@ -53,8 +53,19 @@ def execute(ready: Prepared, run_dir: RunDir, *, quiet: bool) -> None:
                 trackers=trackers,
                 engine=make_engine(config, run_dir.logs),
                 learner=make_learner(config, probe_ids(ready), run_dir.path),
+                start=start,
             )
+            for text in start.notes:
+                console.event(text)
+                job.log({"kind": "event", "step": first, "event": "damaged", "text": text})
             run_async(_train(job))
+        except OSError as error:
+            if not is_full(error):
+                raise
+            raise RunError(
+                f"the disk is full: {error}. Everything up to the last checkpoint is kept; make "
+                f"room and go on with: posttrain resume {run_dir.path}"
+            ) from error
         finally:
             _write_report(run_dir, console)
 
@@ -100,15 +111,16 @@ async def _train(job: Job) -> None:
         async with job.running() as first_step:
             before = await job.evaluate("before", 0) if first_step == 0 else None
             done = await train(job, first_step, stop)
-            await save_checkpoint(
-                job.run_dir.checkpoints, done, job.learner, job.config.checkpoint.keep
-            )
+            await job.checkpoints.save(done)
             if done < job.config.grpo.steps:
+                await job.checkpoints.settle()
                 job.console.event(
                     f"stopped after step {done}; go on with: posttrain resume {job.run_dir.path}"
                 )
                 return
             after = await job.evaluate("after", done)
+            await job.checkpoints.settle()
+            job.checkpoints.prune()  # the last evaluation may have found the best
             await job.learner.export(model_folder(job.run_dir.path))
     before = before or _first_evaluation(job.run_dir)
     _write_summary(job, before, after, time.perf_counter() - started)

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from posttrain.algorithm import Algorithm
-from posttrain.checkpoint import checkpoint_step, list_checkpoints
+from posttrain.checkpoint import Checkpoints, Start
 from posttrain.config import GrpoConfig
 from posttrain.console import Console
 from posttrain.errors import RunError, first_error
@@ -66,6 +66,8 @@ class Job:
     trackers: Trackers
     engine: Engine
     learner: Learner
+    start: Start
+    checkpoints: Checkpoints = field(init=False)
     player: Player = field(init=False)
     credit: Credit = field(init=False)
     syncs_verified: int = 0
@@ -82,6 +84,13 @@ class Job:
         player = self.ready.player(self.engine, self.config.rollout.temperature)
         self.player = dataclasses.replace(player, greedy=algorithm.greedy)
         self.credit = Credit(self.config, algorithm, self.learner, servers)
+        self.checkpoints = Checkpoints(
+            folder=self.run_dir.checkpoints,
+            keep=self.config.checkpoint.kept,
+            learner=self.learner,
+            accuracies=self.run_dir.accuracies,
+            describe=self._rollouts_ahead,
+        )
 
     @property
     def config(self) -> GrpoConfig:
@@ -97,6 +106,7 @@ class Job:
             yield first_step
         finally:
             self.console.phase("ending engine and learner")
+            await self.checkpoints.close()
             for server in self.credit.servers.values():
                 await server.close()
             await asyncio.gather(self.engine.close(), self.learner.close(), return_exceptions=True)
@@ -113,18 +123,15 @@ class Job:
             raise first_error(several) from several
         if self.engine.transport == "nccl":
             await self.learner.attach(self.engine.urls)
-        saved = list_checkpoints(self.run_dir.checkpoints)
-        step = checkpoint_step(saved[-1]) if saved else 0
         self.console.phase("proving the weight sync")
         await self._sync(_CANARY_VERSION, perturb=CANARY)
-        await self.publish(step)
-        return step
+        await self.publish(self.start.step)
+        return self.start.step
 
     async def _start_learner(self) -> None:
         await self.learner.start()
-        saved = list_checkpoints(self.run_dir.checkpoints)
-        if saved:
-            await self.learner.load(saved[-1] / "learner")
+        if self.start.learner is not None:
+            await self.learner.load(self.start.learner)
 
     # weights
 
@@ -233,6 +240,16 @@ class Job:
         return bool(self.ready.held_out) and every > 0 and done % every == 0
 
     # small things
+
+    def _rollouts_ahead(self, step: int) -> dict[str, Any]:
+        """What the buffer holds when ``step`` steps are done: all of it is on disk."""
+        rollouts = self.run_dir.rollouts
+        return {
+            "rollouts": {
+                "finished_steps": [s for s in rollouts.sealed_steps() if s >= step],
+                "steps_under_way": [s for s in rollouts.partial_steps() if s >= step],
+            }
+        }
 
     def log(self, record: dict[str, Any]) -> None:
         """One record to metrics.jsonl, the console and the trackers."""

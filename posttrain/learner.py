@@ -21,7 +21,6 @@ The learning rate rises linearly over the first ``warmup_steps`` applied updates
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
@@ -39,7 +38,8 @@ from posttrain import lora
 from posttrain.algorithm import Algorithm
 from posttrain.config import GrpoConfig
 from posttrain.critic import RankCritic
-from posttrain.errors import RunError, UsageError
+from posttrain.errors import UsageError
+from posttrain.learner_state import Layout, Part, RankState, names_in_order
 from posttrain.losses import TokenTensors, policy_loss
 from posttrain.policy import Policy, load_policy
 from posttrain.row_tensors import RowTensors, everything_row, rows_of
@@ -49,8 +49,6 @@ from posttrain.token_logprobs import EntropyMode
 from posttrain.types import Batch, Floats, Ints, PackedRow, Snapshot, StepResult
 
 INSTALL = "the learner needs DeepSpeed, which is missing: pip install 'posttrain[deepspeed]'"
-_TAG = "deepspeed"
-_STATE = "learner.json"
 
 
 class GuardedAdamW(torch.optim.AdamW):
@@ -101,11 +99,13 @@ class RankLearner:
             self._policy.model.gradient_checkpointing_enable({"use_reentrant": False})
         self._stage = _stage(self._settings.zero_stage, self._dtype)
         self._initialize = deepspeed.initialize
-        self._engine, self._adam = self._with_optimizer(self._policy)
+        self._part = self._with_optimizer(self._policy)
+        self._engine, self._adam = self._part.engine, self._part.adam
         self._critic = self._make_critic() if self._algorithm.critic else None
         self._gathered = deepspeed.zero.GatheredParameters
         self._sender: Any = None
         self._updates = 0  # applied ones: where the warm-up stands
+        self._state = self._rank_state()
 
     # training
 
@@ -326,39 +326,24 @@ class RankLearner:
     # state
 
     def save(self, folder: Path) -> None:
-        """An ordinary DeepSpeed checkpoint, random state, and a small JSON that says what it is."""
-        folder.mkdir(parents=True, exist_ok=True)
-        only_trained = self._lora is not None
-        self._engine.save_checkpoint(str(folder), _TAG, exclude_frozen_parameters=only_trained)
-        if self._critic is not None:
-            self._critic.save(folder)
-        np.save(folder / f"rng-{self.rank}.npy", torch.get_rng_state().numpy())
-        if self.rank == 0:
-            (folder / _STATE).write_text(json.dumps(self._identity() | {"updates": self._updates}))
-        dist.barrier()
+        """Copy the state; a thread writes it below ``folder``. See ``learner_state``."""
+        self._state.save(folder, {"updates": self._updates})
 
     def load(self, folder: Path) -> None:
-        """Take over a saved state, bit for bit. Raises RunError when its layout is another."""
-        state = json.loads((folder / _STATE).read_text())
-        identity = self._identity()
-        found = {name: state.get(name) for name in identity}
-        if found != identity:
-            raise RunError(f"checkpoint {folder} was written with {found}, this run has {identity}")
-        strict = self._lora is None  # frozen weights are not in it
-        self._engine.load_checkpoint(str(folder), tag=_TAG, load_module_strict=strict)
-        if self._critic is not None:
-            self._critic.load(folder)
-        torch.set_rng_state(torch.from_numpy(np.load(folder / f"rng-{self.rank}.npy")))
-        self._updates = state["updates"]
+        """Take over a saved state, bit for bit where ranks and ZeRO stage are the same."""
+        self._updates = self._state.load(folder)["updates"]
 
-    def _identity(self) -> dict[str, Any]:
-        return {
-            "world_size": self.world_size,
-            "zero_stage": self._stage,
+    def _rank_state(self) -> RankState:
+        parts = {"deepspeed": self._part}
+        if self._critic is not None:
+            parts["critic"] = self._critic.part
+        identity = {
             "dtype": self._settings.dtype,
             "critic": self._critic is not None,
             "lora": None if self._lora is None else self._lora.model_dump(mode="json"),
         }
+        layout = Layout(self.world_size, self._stage)
+        return RankState(parts, self.rank, layout, identity, self._config.seed)
 
     def export(self, folder: Path) -> None:
         """Write an ordinary Hugging Face checkpoint with its tokenizer; atomic.
@@ -389,11 +374,12 @@ class RankLearner:
             device=self._device,
         )
 
-    def _with_optimizer(self, model: nn.Module) -> tuple[Any, GuardedAdamW]:
+    def _with_optimizer(self, model: nn.Module) -> Part:
         """A DeepSpeed engine around the model, and its optimiser."""
         adam = self._optimizer(model)
+        names = names_in_order(model, adam)  # before DeepSpeed puts flat buffers in their place
         engine, *_ = self._initialize(model=model, optimizer=adam, config=self._deepspeed_config())
-        return engine, adam
+        return Part(engine, adam, names)
 
     def _optimizer(self, model: nn.Module) -> GuardedAdamW:
         """Weight decay on matrices only, as is usual."""

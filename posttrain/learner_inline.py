@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from posttrain.busy import Busy
+from posttrain.checked_files import all_written
 from posttrain.config import GrpoConfig
 from posttrain.errors import RunError
 from posttrain.types import Batch, Floats, Ints, Snapshot, StepResult
@@ -56,6 +57,13 @@ class InlineLearner:
 
     async def save(self, folder: Path) -> None:
         await self._in_thread(self._rank.save, folder)
+
+    async def saved(self, folder: Path) -> None:
+        def gone() -> str:
+            return "" if self._learner else "the learner was closed"
+
+        deadline_s = self._config.learner.step_timeout_s
+        await all_written(folder, self.world_size, gone=gone, deadline_s=deadline_s)
 
     async def load(self, folder: Path) -> None:
         await self._in_thread(self._rank.load, folder)

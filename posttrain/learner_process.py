@@ -39,6 +39,7 @@ import numpy as np
 from posttrain import waits
 from posttrain.batching import save_batch
 from posttrain.busy import Busy
+from posttrain.checked_files import all_written
 from posttrain.config import GrpoConfig
 from posttrain.errors import RunError, UsageError
 from posttrain.learner_inline import InlineLearner
@@ -199,6 +200,13 @@ class ProcessLearner:
 
     async def save(self, folder: Path) -> None:
         await self._command("save", folder=str(Path(folder).resolve()))
+
+    async def saved(self, folder: Path) -> None:
+        def gone() -> str:
+            return self._failed or ("" if self._ranks else "the learner was closed")
+
+        deadline_s = self._config.learner.step_timeout_s
+        await all_written(Path(folder), self.world_size, gone=gone, deadline_s=deadline_s)
 
     async def load(self, folder: Path) -> None:
         await self._command("load", folder=str(Path(folder).resolve()))

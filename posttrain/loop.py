@@ -22,7 +22,6 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from posttrain.buffer import RolloutBuffer
-from posttrain.checkpoint import save_checkpoint
 from posttrain.errors import RunError, first_error
 from posttrain.job import Job
 from posttrain.step import step_record, without_signal
@@ -62,10 +61,9 @@ async def train(job: Job, first_step: int, stop: asyncio.Event) -> int:
             job.log(_record(step, groups, result, clock))
             clock = _Clock(job)
             if done % job.config.checkpoint.every == 0 or done == settings.steps or stop.is_set():
-                await save_checkpoint(
-                    job.run_dir.checkpoints, done, job.learner, job.config.checkpoint.keep
-                )
+                await job.checkpoints.save(done)
                 clock.lap("checkpoint")
+            job.checkpoints.check()
             if skipped_in_a_row >= _MAX_SKIPPED_STEPS:
                 raise RunError(f"{skipped_in_a_row} steps in a row were skipped: {result.reason}")
             if stop.is_set():

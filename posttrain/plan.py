@@ -109,9 +109,11 @@ def _learner(config: GrpoConfig, size: ModelSize, work: Workload) -> dict[str, A
         update={"gradient_checkpointing": not config.learner.gradient_checkpointing}
     )
     other = rank_memory(size, row, without, parts)
+    saved = ("weights", "float32 weights", "optimiser", "critic")
     return {
         "memory": memory,
         "total": sum(memory.values()),
+        "checkpoint_copy": sum(memory.get(name, 0) for name in saved),
         "row": asdict(row),
         "gradient_checkpointing": config.learner.gradient_checkpointing,
         "activations_otherwise": other["activations"],

@@ -67,6 +67,8 @@ def _learner(learner: Mapping[str, Any]) -> list[tuple[str, str]]:
         if n:
             note = f"   {notes[name]}" if name in notes else ""
             lines.append((f"  {name}", f"{_size(n):>10}{note}"))
+    copy = f"{_size(learner['checkpoint_copy'])} more of the host's memory while it is written"
+    lines.append(("a checkpoint", copy))
     return lines
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,8 @@ def check_settings(config: GrpoConfig) -> GrpoConfig:
         )
     if config.learner.lora is not None:
         _check_lora(config, engine)
+    if config.checkpoint.kept.best:
+        _check_best(config)
     rollout = config.rollout.model_copy(update={"engine": engine})
     chosen = algorithm.settings(config.algorithm)
     return config.model_copy(update={"rollout": rollout, "algorithm": chosen})
@@ -119,6 +122,17 @@ def _check_lora(config: GrpoConfig, engine: str) -> None:
         raise UsageError(
             f"learner.lora.rank = {lora.rank}: vLLM applies adapters up to rank {LONGEST_RANK}; "
             'set a smaller one, or learner.lora.sync = "merged"'
+        )
+
+
+def _check_best(config: GrpoConfig) -> None:
+    """A checkpoint is best by an evaluation at its own step: some must have both."""
+    evaluated = config.evaluation.every if config.evaluation.tasks else 0
+    if not evaluated or math.lcm(evaluated, config.checkpoint.every) > config.grpo.steps:
+        raise UsageError(
+            f"checkpoint.keep has best = {config.checkpoint.kept.best}, and no checkpoint of this "
+            "run is evaluated during it: set evaluation.every to checkpoint.every = "
+            f"{config.checkpoint.every}, with evaluation.tasks above 0, or best = 0"
         )
 
 

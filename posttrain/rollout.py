@@ -8,6 +8,7 @@ traceback kept; an engine that fails is the caller's problem and propagates.
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 import time
 import traceback
@@ -33,6 +34,7 @@ from posttrain.types import (
 )
 from posttrain.waits import ENVIRONMENTS, REWARDS, waiting
 from rewards import Outcome, Score
+from rewards.threads import in_thread
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,11 +249,13 @@ class Episode:
         started = time.perf_counter()
         name = f"{self.player.environment.name}.{method.__name__}"
         try:
-            async with asyncio.timeout(self.player.limits.timeout_s):
-                with self._waiting_for(name):
-                    if inspect.iscoroutinefunction(method):
-                        return await method(*args, **kwargs)
-                    return await asyncio.to_thread(method, *args, **kwargs)
+            with self._waiting_for(name):
+                if not inspect.iscoroutinefunction(method):
+                    # asyncio's own threads would keep the process from ending while one hangs
+                    call = functools.partial(method, *args, **kwargs)
+                    return await in_thread(call, self.player.limits.timeout_s)
+                async with asyncio.timeout(self.player.limits.timeout_s):
+                    return await method(*args, **kwargs)
         except TimeoutError as error:
             detail = f"{name} gave no answer within {self.player.limits.timeout_s:g} s"
             score = Score(None, Outcome.TIMEOUT, detail=detail)

@@ -100,7 +100,8 @@ class RolloutFiles:
         temporary = path.with_name(path.name + ".tmp")
         rows = [row for group in groups for row in _rows(group)]
         with open(temporary, "wb") as file:
-            pq.write_table(pa.Table.from_pylist(rows, SCHEMA), file, compression="zstd")
+            table = pa.Table.from_pylist(rows, SCHEMA)
+            pq.write_table(table, file, compression="zstd", write_page_checksum=True)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -127,7 +128,7 @@ class RolloutFiles:
         path = self.parquet_path(step)
         if not path.exists():
             return None
-        return groups_of(pq.read_table(path, schema=SCHEMA))
+        return groups_of(pq.read_table(path, schema=SCHEMA, page_checksum_verification=True))
 
     def sealed_steps(self) -> list[int]:
         return _steps(self.folder.glob("step-*.parquet"))
@@ -143,6 +144,21 @@ class RolloutFiles:
             path.unlink()
         for step in self.sealed_steps():
             self.partial_path(step).unlink(missing_ok=True)
+
+    def set_damaged_aside(self, first: int) -> list[str]:
+        """Rename what can't be read of the sealed steps from ``first`` on; returns the old names.
+
+        Their rollouts are then generated again.
+        """
+        found = []
+        for step in [step for step in self.sealed_steps() if step >= first]:
+            path = self.parquet_path(step)
+            try:
+                self.load_step(step)
+            except (pa.ArrowException, OSError):
+                path.rename(path.with_name(f"{path.name}.damaged"))
+                found.append(path.name)
+        return found
 
     def parquet_path(self, step: int) -> Path:
         return self.folder / f"step-{step:06d}.parquet"

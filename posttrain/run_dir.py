@@ -1,6 +1,7 @@
 """What a run leaves behind: everything the resume, the report and a post-mortem need.
 
-    config.json      the settings, package versions, commits, seed, command line; marks a run
+    config.json      the settings, what resumes changed of them, package versions, commits, seed,
+                     command line; marks a run
     tokenizer.json   of the model, where it has one: the report shows tokens without the model
     metrics.jsonl    one record per line: "kind" is step, eval, sync, skip or event
     rollouts/        every finished group, written before it is trained on (rollout_files.py)
@@ -114,8 +115,20 @@ class RunDir:
         return manifest
 
     def load_config(self) -> GrpoConfig:
-        """The settings the run was started with."""
+        """The settings in force: those it was started with, and what resumes have changed."""
         return GrpoConfig.model_validate(self.manifest()["config"])
+
+    def change_config(
+        self, config: GrpoConfig, changes: Mapping[str, tuple[Any, Any]], step: int
+    ) -> None:
+        """The settings are ``config`` from ``step`` on; what changed is kept beside them."""
+        self._require_lock()
+        manifest = self.manifest()
+        manifest["config"] = config.model_dump(mode="json")
+        settings = {name: {"before": old, "after": new} for name, (old, new) in changes.items()}
+        entry = {"time": _now(), "step": step, "settings": settings}
+        manifest["changes"] = [*manifest.get("changes", []), entry]
+        replace_file(self.config_path, json.dumps(manifest, indent=2, default=str).encode() + b"\n")
 
     # metrics
 
@@ -139,6 +152,11 @@ class RunDir:
     def read_metrics(self) -> list[dict[str, Any]]:
         """All records that parse, in the order written; a torn last line is left out."""
         return [record for record in read_lines(self.metrics_path)[0] if isinstance(record, dict)]
+
+    def accuracies(self) -> dict[int, float]:
+        """Held-out accuracy by the number of steps done before it was measured."""
+        evals = [record for record in self.read_metrics() if record.get("kind") == "eval"]
+        return {record["step"]: record["accuracy"] for record in evals}
 
     def truncate_from(self, step: int) -> None:
         """Forget the records that a resume at ``step`` (the first to be done again) writes again.
@@ -234,13 +252,17 @@ class RunDir:
 def _manifest(config: BaseModel, environment: Mapping[str, Any] | None) -> bytes:
     manifest = {
         "format": FORMAT,
-        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "created": _now(),
         "seed": getattr(config, "seed", None),
         "config": config.model_dump(mode="json"),
         "environment": dict(environment or {}),
         **provenance(),
     }
     return json.dumps(manifest, indent=2, default=str).encode() + b"\n"
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 def _stays(record: Mapping[str, Any], step: int) -> bool:

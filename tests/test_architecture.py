@@ -37,23 +37,26 @@ PACKAGES = {
 # one entry. Every module must be here, and nothing that is gone.
 ORDER = [
     *("errors", "waits", "busy", "shadowing", "types", "presets", "config", "seeds", "jsonl"),
-    *("memory", "provenance", "run_lock", "status_file", "rollout_files", "run_dir"),
+    *("memory", "checked_files"),
+    *("provenance", "run_lock", "status_file", "rollout_files", "run_dir"),
     *("registry", "advantages", "token_tensors", "corrections", "losses", "algorithm"),
     *("packed_attention", "token_logprobs", "policy", "batching"),
     *("chat", "rollout", "buffer"),
     *("server_guard", "client", "snapshot_file", "lora", "vllm_worker", "server", "weight_sync"),
     *("routing", "replica", "vllm_engine", "embedded", "engines"),
-    *("nccl_transport", "row_tensors", "workload", "step_metrics", "critic", "learner"),
+    *("nccl_transport", "row_tensors", "workload", "step_metrics"),
+    *("learner_state", "critic", "learner"),
     *("learner_inline", "learner_rank", "learner_process", "calibration"),
     *("logprob_server", "step", "checkpoint", "evaluate"),
     *("console", "trackers", "trainers", "report"),
     *("preflight", "tasks", "preparation", "job", "loop", "execution", "evaluation"),
+    "resumption",
     *("status", "status_text", "plan", "plan_text", "doctor_probes", "doctor", "api", "cli"),
 ]
 
 # Heavy package -> the only modules that import it.
 HOMES = {
-    "deepspeed": {"posttrain.learner"},
+    "deepspeed": {"posttrain.learner", "posttrain.learner_state"},
     "vllm": {"posttrain.vllm_worker", "posttrain.nccl_transport"},
     "trl": {"posttrain.trainers"},
     "docker": {"rewards.sandbox.docker_engine"},

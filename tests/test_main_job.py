@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -93,18 +94,29 @@ def _check_finished(job, steps, lag=0):
 
 
 @needs_vllm
-def test_two_ranks_zero_2_and_a_server_that_dies_on_the_way(checkpoint, tmp_path):
+@pytest.mark.timeout(600)
+def test_two_ranks_zero_2_and_servers_that_die_and_hang(checkpoint, tmp_path):
+    """Killed at two seeded points of the 20 (tests/posttrain/test_faults.py), and stopped once."""
     settings = {
-        "steps": 6,
+        "steps": 8,
         "rollout": VLLM,
         "learner": {"ranks": 2, "zero_stage": 2, "learning_rate": 1e-3},
+        "sync": {"timeout_s": 20.0},
         "evaluation": {"tasks": 4},
     }
+    chance = random.Random(2)
     job = Job(checkpoint, tmp_path / "run", settings)
-    job.until_step(2)
-    os.kill(job.find("vllm.entrypoints.openai.api_server", "--port"), signal.SIGKILL)
-    _check_finished(job, 6)
-    assert "restart" in job.log.read_text()
+    for steps, fault in ((1, signal.SIGKILL), (3, signal.SIGKILL), (5, signal.SIGSTOP)):
+        job.until_step(steps)
+        time.sleep(chance.random() * 0.5)
+        group = os.getpgid(job.find("vllm.entrypoints.openai.api_server", "--port"))
+        os.killpg(group, fault)  # the guard too
+        at = time.time()
+    _check_finished(job, 8)
+    assert "(3 in all)" in job.log.read_text()
+    restarts = [r["time"] for r in job.records("event") if r["event"] == "restart"]
+    # noticed within 2 s + 10 s by the monitor, or after a sync's 20 s; then a start of vLLM
+    assert restarts[-1] - at < 150
 
 
 @needs_vllm

@@ -35,9 +35,9 @@ def variety(completion: str) -> float:
     return len(set(completion)) / 20
 
 
-if __name__ == "__main__":
-    model, run_dir = sys.argv[1], Path(sys.argv[2])
-    settings = DEFAULTS | json.loads(sys.argv[3] if len(sys.argv) > 3 else "{}")
+def main(model: str, run_dir: str, settings: dict) -> int:
+    """Start the job, or go on with it; for a resume, ``settings`` are what it changes."""
+    run = Path(run_dir)
     rows = [{"prompt": f"what is {i} + 1 ?", "answer": str(i + 1)} for i in range(200)]
     env = envs.from_tasks(rows, reward=variety)
     slow_s = settings.pop("slow_reward_s", 0.0)
@@ -48,10 +48,16 @@ if __name__ == "__main__":
 
     reward = [slow] if slow_s else []
     try:
-        if (run_dir / "config.json").exists():
-            posttrain.resume(run_dir, env=env)
+        if (run / "config.json").exists():
+            posttrain.resume(run, env=env, **settings)
         else:
-            posttrain.grpo(model=model, env=env, reward=reward, run_dir=run_dir, **settings)
+            posttrain.grpo(model=model, env=env, reward=reward, run_dir=run, **DEFAULTS | settings)
     except posttrain.RunError as error:
         print(error, file=sys.stderr)
-        raise SystemExit(1) from error
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    given = json.loads(sys.argv[3]) if len(sys.argv) > 3 else {}
+    raise SystemExit(main(sys.argv[1], sys.argv[2], given))

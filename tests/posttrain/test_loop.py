@@ -6,9 +6,7 @@ Time is simulated: a run of minutes takes milliseconds, and the same run is the 
 from __future__ import annotations
 
 import asyncio
-import tempfile
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -69,20 +67,19 @@ class Simulation:
 
     def run(self) -> float:
         """Train to the end; the seconds it took."""
-        with tempfile.TemporaryDirectory() as folder:
-            job = self._job(Path(folder))
+        job = self._job()
 
-            async def main() -> float:
-                self._writing = asyncio.Event()
-                self._writing.set()
-                self.served_at[0] = 0.0
-                assert await train(job, 0, asyncio.Event()) == self.steps
-                return asyncio.get_running_loop().time()
+        async def main() -> float:
+            self._writing = asyncio.Event()
+            self._writing.set()
+            self.served_at[0] = 0.0
+            assert await train(job, 0, asyncio.Event()) == self.steps
+            return asyncio.get_running_loop().time()
 
-            with asyncio.Runner(loop_factory=SimulatedTime) as runner:
-                return runner.run(main())
+        with asyncio.Runner(loop_factory=SimulatedTime) as runner:
+            return runner.run(main())
 
-    def _job(self, folder: Path) -> Any:
+    def _job(self) -> Any:
         grpo = {
             "steps": self.steps, "prompts_per_step": self.prompts, "group_size": SAMPLES,
             "max_lag": self.max_lag,
@@ -96,8 +93,8 @@ class Simulation:
             run_dir=SimpleNamespace(
                 load_step=self.sealed.get, load_partial=lambda step: {},
                 append_group=lambda group: None, seal_step=self.sealed.__setitem__,
-                checkpoints=folder,
             ),
+            checkpoints=SimpleNamespace(save=self.nothing, check=lambda: None),
             ready=SimpleNamespace(plan=SimpleNamespace(step=self.tasks)),
             check_parity=self.nothing, evaluate_during=self.nothing, publish=self.publish,
             engine_needed_after=lambda step: True, log=self.records.append,
@@ -110,8 +107,6 @@ class Simulation:
 
     async def nothing(self, *_: Any) -> None:
         """Nothing to compare, to evaluate or to save."""
-
-    save = nothing
 
     def tasks(self, step: int) -> list[str]:
         self.started[step] = self.version

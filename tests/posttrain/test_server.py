@@ -57,8 +57,12 @@ def test_threads_are_shared_between_servers_and_learner(monkeypatch, tmp_path):
     assert environment(spec)["OMP_NUM_THREADS"] == "4"
 
 
-def test_the_guard_ends_the_whole_group_when_its_owner_is_killed(tmp_path):
-    """The owner gets SIGKILL and so can do nothing; the grandchild ignores SIGTERM."""
+@pytest.mark.parametrize("stopped", [False, True], ids=["running", "stopped"])
+def test_the_guard_ends_the_whole_group_when_its_owner_is_killed(stopped):
+    """The owner gets SIGKILL and so can do nothing; the grandchild ignores SIGTERM.
+
+    And all of it, the guard too, may be stopped at that moment.
+    """
     script = str(Path(server_module.__file__).with_name("server_guard.py"))
     owner_code = textwrap.dedent(f"""
         import subprocess, sys, time
@@ -74,6 +78,8 @@ def test_the_guard_ends_the_whole_group_when_its_owner_is_killed(tmp_path):
     assert wait_until(
         lambda: len(members(group)) >= 4
     )  # guard, shell, subshell or its sleep, sleep
+    if stopped:
+        os.killpg(group, signal.SIGSTOP)
     owner.kill()
     owner.wait()
     assert wait_until(lambda: members(group) == [])
