@@ -109,9 +109,11 @@ class Atoms(Cursor):
     def _word(self) -> Node:
         """Letters without a space: a product of variables, or a word when they are many."""
         word = str(self.take().value)
-        if len(word) <= 3 or self.is_("^", "+", "-", "*", "/", "_", "cdot"):
-            return ("mul", *(letter(char) for char in word))
-        return ("text", word)
+        if len(word) > 3 and not self.is_("^", "+", "-", "*", "/", "_", "cdot"):
+            return ("text", word)
+        self.at -= 1
+        self.tokens[self.at : self.at + 1] = [Token("letter", char) for char in word]
+        return product_of([self.factor() for _ in word])  # xy^2 is x times y^2
 
     def _symbol(self, name: str) -> Node:
         while self.is_("_", "'", "prime"):
@@ -319,7 +321,7 @@ class Atoms(Cursor):
             raise Unreadable(f"{name} with a subscript")
         if name == "lg":
             name, arguments = "log", [*arguments, number(10)]
-        if power == ("neg", number(1)) and name in ("sin", "cos", "tan"):
+        if power == number(-1) and name in ("sin", "cos", "tan", "cot", "sec", "csc"):
             name, power = f"arc{name}", None
         if name == "sqrt":
             return ("pow", arguments[0], ("div", number(1), number(2)))

@@ -35,7 +35,7 @@ from rewards.math.units import UNITS
 
 RELATIONS = {"=", "<", ">", "le", "ge", "ne", "in", "approx", "equiv"}
 _SEPARATORS = {",", ";", "and", "or", "\\\\"}
-_SHORT_WORDS = {"no", "am", "pm"}
+_SHORT_WORDS = {"no", "am", "pm", "an"}
 
 
 def parse(text: str, group: bool = True) -> Node:

@@ -6,7 +6,7 @@ from fractions import Fraction
 from typing import Any
 
 from rewards.math import exact
-from rewards.math.limits import TooLarge
+from rewards.math.limits import MAX_ITEMS, TooLarge
 
 Node = tuple[Any, ...]
 INFINITY = ("const", "inf")
@@ -15,24 +15,31 @@ MINUS_INFINITY = ("neg", INFINITY)
 
 def of(node: Node) -> list[Node] | None:
     """Intervals (nodes "tuple") and finite sets that make up the set; None if it is no such set."""
+    parts = _parts(node)
+    if parts is not None and len(parts) > MAX_ITEMS:
+        raise TooLarge(f"a union of more than {MAX_ITEMS} sets")
+    return parts if parts is None else _merged(parts)
+
+
+def _parts(node: Node) -> list[Node] | None:
     kind = node[0]
     if kind == "reals":
         return [("tuple", "(", ")", (MINUS_INFINITY, INFINITY))]
     if kind == "tuple" and len(node[3]) == 2:
         return [node]
     if kind == "union":
-        left, right = of(node[1]), of(node[2])
+        left, right = _parts(node[1]), _parts(node[2])
         left = [node[1]] if left is None and node[1][0] == "set" else left
         right = [node[2]] if right is None and node[2][0] == "set" else right
-        return None if left is None or right is None else _merged(left + right)
+        return None if left is None or right is None else left + right
     if kind == "minus" and node[2][0] == "set":
         return _without(of(node[1]), node[2][1])
     if kind == "rel":
         return of_relation(node)
     if kind == "list" and node[2] == "or":
-        parts = [of(item) for item in node[1]]
+        parts = [_parts(item) for item in node[1]]
         if all(item[0] == "rel" for item in node[1]) and None not in parts:
-            return _merged([one for part in parts if part for one in part])
+            return [one for part in parts if part for one in part]
     return None
 
 

@@ -30,10 +30,13 @@ _TRAILING_UNIT = re.compile(
 _NUMBER = re.compile(
     r"(?:\\?\$)?([-+]?)(?:\\?\$)?((?:[1-9]\d{0,2}(?:,\d{3})+|\d{1,15})(?:\.\d{1,6})?)"
 )
-_NAMED_UNIT = re.compile(r"[\d}]\s*(?:\\text\{\s*)?([A-Za-z]{2,})\s*\}?$")
+_NAMED_UNIT = re.compile(
+    r"[\d}](?:\\,|[\s~])*(?:\\(?:text|mathrm)\{[\s~]*(?=[A-Za-z]+\s*\}$)|(?=[A-Za-z]{2}))"
+    r"([A-Za-z]+)\s*\}?$"
+)
 _LETTERS = re.compile(r"(?<![\\A-Za-z])[A-Za-z]")
 _SPACES = re.compile(r"(?<!\d)\s+|\s+(?!\s|\d)")  # 4 2 is not 42
-_TRAILING = " \t\n.,;:*"
+_AROUND = " \t\n,;:*"  # and a point behind, but .5 is not 5
 
 
 @lru_cache(maxsize=8192)
@@ -42,7 +45,7 @@ def normalised(text: str) -> str:
     text = _VOID.sub(" ", plain(text[: 2 * MAX_CHARS]))
     text = _FRACTION.sub(lambda _: "\\frac", text)
     text = _WRAPPED.sub(lambda match: match[1], text)
-    return _SPACES.sub("", text).strip(_TRAILING)
+    return _SPACES.sub("", text).lstrip(_AROUND).rstrip(_AROUND + ".")
 
 
 def number(text: str) -> Decimal | None:

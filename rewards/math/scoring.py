@@ -180,7 +180,7 @@ class _Question:
             return self.judged(True, "string")
         try:
             verdict, tier = self._compare()
-        except TooLarge as error:
+        except (TooLarge, RecursionError) as error:
             return self._refused(error)
         except Exception as error:  # noqa: BLE001  boundary: model text must not end a run
             return Score(None, Outcome.ERROR, detail=f"{type(error).__name__}: {error}"[:500])
@@ -190,7 +190,7 @@ class _Question:
         assert self.pred is not None
         letter, chosen = choice(self.gold), choice(self.pred)
         if letter and chosen:
-            return letter == chosen, "structure"
+            return letter.upper() == chosen.upper(), "structure"
         for group in (True, False):
             gold, pred = _gold_node(self.gold, group), _node(self.pred, group)
             if gold is None or pred is None:

@@ -15,7 +15,7 @@ from fractions import Fraction
 from typing import Any
 
 from rewards.math import exact, intervals, matrices, units
-from rewards.math.limits import MAX_ITEMS, TooLarge, Undefined, names
+from rewards.math.limits import MAX_COMPARED, MAX_ITEMS, TooLarge, Undefined, names
 
 Node = tuple[Any, ...]
 Verdict = bool | None
@@ -25,6 +25,16 @@ MIN_DIGITS = 5  # significant ones, for a decimal to stand for a fraction that i
 INFINITY = ("const", "inf")
 _NOT_WORDS = re.compile(r"[^0-9a-z+\-%/:]+")
 _NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
+_WORD_VALUES: dict[str, Node] = {
+    **dict.fromkeys(names("allrealnumbers allreals realnumbers reals"), ("reals",)),
+    **dict.fromkeys(
+        names("nosolution nosolutions norealsolution norealsolutions emptyset"), ("empty",)
+    ),
+    **dict.fromkeys(names("infinity +infinity positiveinfinity"), INFINITY),
+    **dict.fromkeys(names("-infinity negativeinfinity minusinfinity"), ("neg", INFINITY)),
+    "doesnotexist": ("text", "dne"),
+}
+_ARTICLE = re.compile(r"^\s*(?:an?|the)\s+(?!and\b|or\b)(?=[a-z]{2})")
 _SCALARS = names("num sym const add mul div pow neg fact fn call sum prod pct degree pm mp based")
 
 
@@ -41,9 +51,14 @@ class Comparison:
     def __init__(self, strong: Strong | None = None) -> None:
         self.strong = strong
         self.tier = "exact"
+        self.compared = 0
+        exact.start_counting()
 
     def equal(self, gold: Node, pred: Node) -> Verdict:
         """Whether ``pred`` answers what ``gold`` does. Raises TooLarge for what exceeds a bound."""
+        self.compared += 1
+        if self.compared > MAX_COMPARED:
+            raise TooLarge(f"more than {MAX_COMPARED} parts to compare")
         gold, pred = self._prepared(gold), self._prepared(pred)
         if gold[0] == "unit" or pred[0] == "unit":
             return self._units(gold, pred)
@@ -65,6 +80,8 @@ class Comparison:
             return shortened(node)
         if node[0] == "degree":
             return ("unit", node[1], "degree")
+        if node[0] == "text":
+            return _WORD_VALUES.get(words(node[1]), node)
         if node[0] in _SCALARS and _has(node, ("pm", "mp")):
             return ("list", (_chosen(node, "+"), _chosen(node, "-")), "")
         return node
@@ -141,6 +158,8 @@ class Comparison:
         mine = gold[2] if gold[0] == "unit" else ""
         theirs = pred[2] if pred[0] == "unit" else ""
         hedged = [remark for remark in (mine, theirs) if units.is_hedge(remark)]
+        if gold[0] == "pct" or pred[0] == "pct":
+            mine, theirs = mine or "percent", theirs or "percent"
         if (hedged and words(mine) != words(theirs)) or units.differ(mine, theirs):
             self.tier = "structure"
             return False
@@ -265,14 +284,13 @@ class Comparison:
         return items
 
     def _ratios(self, gold: Node, pred: Node) -> Verdict:
-        """Part by part; a ratio of two may also be scaled, or be a fraction. A time may not."""
+        """Part by part, or scaled; a ratio of two may be a fraction. A time may not."""
         if gold[0] == pred[0]:
             verdict = self.in_order(gold[1], pred[1])
-            if verdict is not False or len(gold[1]) != 2 or _is_time(gold) or _is_time(pred):
+            if verdict is not False or _is_time(gold) or _is_time(pred):
                 return verdict
-            if len(pred[1]) != 2:
-                return False
-            return self.leaf(("div", *gold[1]), ("div", *pred[1]))
+            return self.in_order(*([("div", part, side[1][-1]) for part in side[1][:-1]]
+                                   for side in (gold, pred)))  # fmt: skip
         ratio, other = (gold, pred) if gold[0] == "ratio" else (pred, gold)
         if len(ratio[1]) != 2 or other[0] not in ("num", "div") or _is_time(ratio):
             return False
@@ -303,7 +321,7 @@ def shortened(node: Node) -> Node:
 
 def words(text: str) -> str:
     """Text with nothing but its letters, digits and signs, in lower case."""
-    spelled = _NOT_WORDS.sub("", text.lower())
+    spelled = _NOT_WORDS.sub("", _ARTICLE.sub("", text.lower()))
     return str(_NUMBERS.index(spelled)) if spelled in _NUMBERS else spelled
 
 

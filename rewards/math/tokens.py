@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from rewards.math.characters import plain
 from rewards.math.limits import MAX_CHARS, MAX_DIGITS, MAX_TOKENS, TooLarge, Unreadable, names
+from rewards.math.units import UNITS
 
 
 class Token(NamedTuple):
@@ -82,7 +83,13 @@ _SCI = re.compile(r"[eE]([+-]?\d{1,6})(?![\w.])")
 _PERIOD = re.compile(r"\\overline\s*\{(\d{1,40})\}|\\dot\s*\{?(\d)\}?|\\bar\s*\{(\d{1,40})\}")
 _LISTS = {"cases", "aligned", "align", "gathered"}
 _HALF_DAY = re.compile(r"\b([ap])\.\s?m\b\.?", re.IGNORECASE)
+_HOUR = re.compile(r"(?<=\d)\s?([ap]m)\b", re.IGNORECASE)
+_TEMPERATURE = re.compile(
+    r"\^\s?\{?\s?\\circ\s?\}?\s?(?:\\(?:text|mathrm)\{[\s~]?)?([CF])\b(?![_^(])\s?\}?"
+)
+_SCALES = {"C": r"\text{ celsius}", "F": r"\text{ fahrenheit}"}
 _CURRENCIES = {"euro", "pound", "yen", "rupee"}
+_COUNTED = re.compile(r"(-?\d[\d.,]*)\s+([A-Za-z]{2}[A-Za-z ]*)")  # \text{18 students}
 _NOT_DIGITS = re.compile(r"[^\d.]")
 _BRACE = re.compile(r"\s*\{")
 
@@ -93,7 +100,9 @@ class Lexer:
     def __init__(self, text: str, group: bool = True) -> None:
         if len(text) > MAX_CHARS:
             raise TooLarge(f"longer than {MAX_CHARS} characters")
-        self.text = _HALF_DAY.sub(r"\1m", _DOUBLE.sub(lambda _: "\\", plain(text)))
+        text = _HALF_DAY.sub(r"\1m", _DOUBLE.sub(lambda _: "\\", plain(text)))
+        text = _HOUR.sub(r"\\text{\1}", text)
+        self.text = _TEMPERATURE.sub(lambda scale: _SCALES[scale[1]], text)
         self.group = group
         self.at = 0
         self.open = 0  # brackets around the place
@@ -172,7 +181,7 @@ class Lexer:
             environment = self._braces(brace.end()).strip("* ") if brace else ""
             if environment not in _LISTS:  # whose rows are items of a list
                 self._add(name, environment)
-        elif name in ("hspace", "vspace", "color", "label", "tag") and (
+        elif name in ("hspace", "vspace", "color", "textcolor", "label", "tag") and (
             brace := _BRACE.match(self.text, self.at)
         ):
             self._braces(brace.end())
@@ -207,13 +216,17 @@ class Lexer:
             return
         word = word.replace("~", " ").replace("\\ ", " ").replace("\\,", " ").strip(" $")
         if re.fullmatch(r"[A-Za-z]", word):
-            self._add("letter", word)
+            behind_value = self.out and (self.out[-1].kind == "num" or self.out[-1].value in "})")
+            self._add("text" if behind_value and word in UNITS else "letter", word)
         elif word in FUNCTIONS:
             self._add("cmd", word)
         elif word.strip(" ,.").lower() in ("and", "or"):
             self._add("cmd", word.strip(" ,.").lower())
         elif re.fullmatch(r"[-+]?\d+(\.\d+)?(/\d+)?|\\?%", word):
             self.text = " " + inside + " " + self.text[self.at :]
+            self.at = 0
+        elif counted := _COUNTED.fullmatch(word):
+            self.text = f" {counted[1]} \\text{{ {counted[2]}}}" + self.text[self.at :]
             self.at = 0
         elif word in _CURRENCIES and re.match(r"\s*-?[\d.]", self.text[self.at : self.at + 9]):
             self.currency = word

@@ -12,12 +12,12 @@ _KINDS = """
 mm millimeter millimetre; cm centimeter centimetre; m meter metre; km kilometer kilometre
 in inch inches; ft foot feet; yd yard; mi mile; nm nanometer nanometre
 mg milligram; g gram; kg kilogram kilo; ton tonne; lb lbs pound; oz ounce
-ms millisecond; s sec second; min minute; hr hour; day; week; month; year yr; decade; century
+ms millisecond; s sec second; min minute; hr hour h; day; week; month; year yr; decade; century
 L liter litre; ml milliliter millilitre mL; gallon gal; cup; pint; quart
 N newton; J joule; kJ kj kilojoule; W watt; kW kw kilowatt; V volt
 pa pascal Pa; hz hertz Hz
 mol mole; K kelvin; cal calorie; kcal; ev eV
-rad radian radians; degree degrees deg
+rad radian radians; degree degrees deg; celsius centigrade; fahrenheit
 dollar dollars usd bucks; cent cents; euro euros eur; pound_sterling gbp; yen yuan rmb; rupee rupees
 percent pct percentage
 """
@@ -34,6 +34,8 @@ UNITS = frozenset(_CANONICAL) | {"mph", "kph", "kmh"}
 _POWER = {"square": 2, "squared": 2, "sq": 2, "cubic": 3, "cubed": 3}
 _SPEEDS = {"mph": "mi", "kmh": "km", "kph": "km"}
 _PIECE = re.compile(r"[A-Za-z]+|\^|/|\d+|-")
+_TEMPERATURES = {"celsius", "fahrenheit"}  # and "degree" is then a filler
+_HALVES = {"am", "pm"}  # of a day
 _FILLER = {
     "per",
     "of",
@@ -92,6 +94,12 @@ def unit_of(remark: str) -> tuple[tuple[str, int], ...] | None:
 
 
 def differ(remark: str, other: str) -> bool:
-    """Whether two remarks name known units that are not the same."""
-    mine, theirs = unit_of(remark), unit_of(other)
+    """Whether two remarks name known units, or halves of the day, that are not the same."""
+    halves = [one.strip().lower() for one in (remark, other)]
+    if set(halves) <= _HALVES:
+        return halves[0] != halves[1]
+    mine, theirs = dict(unit_of(remark) or ()), dict(unit_of(other) or ())
+    if _TEMPERATURES & (mine.keys() | theirs.keys()):
+        mine.pop("degree", None)
+        theirs.pop("degree", None)
     return bool(mine and theirs and mine != theirs)
