@@ -69,6 +69,8 @@ class Atoms(Cursor):
         items = [self.inside_group()]
         while self.accept(",", ";"):
             items.append(self.inside_group())
+        if len(items) == 1 and self.accept("choose"):
+            items = [("fn", "binom", (items[0], self.inside_group()))]
         self.expect("}")
         self.bars = bars
         return ("set", tuple(items)) if len(items) > 1 else items[0]
@@ -123,6 +125,9 @@ class Atoms(Cursor):
                 name += "_" + self._raw_group()
             else:
                 name += f"_{written(self.take())}"
+        if name in ("f", "g", "h") and self.values(6) == ["^", "{", "-", (1, 0), "}", "("]:
+            self.at += 5
+            return ("call", f"{name}^-1", self._call_arguments())
         if (
             name.rstrip("'") in ("f", "g", "h", "F", "G", "P", "Q")
             and self.is_("(")
@@ -143,9 +148,9 @@ class Atoms(Cursor):
 
     def _call_arguments(self) -> tuple[Node, ...]:
         self.expect("(")
-        arguments = [self.deeper(self.sum)]
+        arguments = [self.deeper(self.relation)]
         while self.accept(","):
-            arguments.append(self.deeper(self.sum))
+            arguments.append(self.deeper(self.relation))
         self.expect(")")
         return tuple(arguments)
 
@@ -265,6 +270,8 @@ class Atoms(Cursor):
             return self._function(name)
         if name in GREEK or name == "i":
             return self._symbol(name)
+        if name in ("overline", "bar"):
+            return ("sym", f"overline {_joined(self.argument())}")
         if name == "mathbb":
             letter = self.argument()
             return ("numbers", letter[1]) if letter != ("sym", "R") else ("reals",)
@@ -343,3 +350,11 @@ class Atoms(Cursor):
         ):
             factors.append(self.factor())
         return signed(sign, product_of(factors))
+
+
+def _joined(node: Node) -> str:
+    """The letters under a bar."""
+    letters = node[1:] if node[0] == "mul" else (node,)
+    if any(part[0] != "sym" for part in letters):
+        raise Unreadable("a bar over an expression")
+    return "".join(part[1] for part in letters)

@@ -74,6 +74,7 @@ class Parser(Atoms):
         return _grouped([group for group in groups if group], joiner)
 
     def item(self) -> Node:
+        self.accept("approx")
         if self._starts_words() and (label := self._label()):
             return label
         node = self.relation()

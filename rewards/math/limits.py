@@ -19,6 +19,7 @@ MAX_APPROXIMATED = 6_000  # values of 80 digits at one point
 MAX_COMPARED = 10_000  # pairs of parts of one question
 MAX_ITEMS = 64  # of a list, tuple or set
 MAX_MATRIX = 12  # rows, columns
+MAX_CELL = 2000  # parts of an entry of a matrix, after arithmetic
 MAX_MAGNITUDE_BITS = 1 << 22  # of a number that is only approximated: 2 ** (2 ** 22)
 TAIL_CHARS = 20_000  # how much of a response's end is searched for its answer
 

@@ -31,6 +31,7 @@ from rewards.math.grammar import parse
 from rewards.math.limits import MAX_CHARS, TooLarge, Unreadable
 from rewards.math.normal import choice, decimal_comma, normalised, number, without_unit
 from rewards.math.structure import Comparison
+from rewards.math.units import unit_of
 from rewards.registry import register
 from rewards.score import Outcome, Score
 from rewards.workers import WorkerDied, WorkerPool, WorkerRaised
@@ -201,7 +202,8 @@ class _Question:
                 return verdict, comparison.tier
             if "," not in self.gold + self.pred:
                 break
-        for mine, theirs in without_unit(self.gold, self.pred):
+        named = [bool(node and node[0] == "unit" and unit_of(node[2])) for node in (gold, pred)]
+        for mine, theirs in without_unit(self.gold, self.pred, *named):
             gold, pred = _node(mine), _node(theirs)
             if gold is not None and pred is not None and Comparison().equal(gold, pred):
                 return True, "structure"
@@ -209,12 +211,12 @@ class _Question:
 
     def _unread(self, gold: Node | None, pred: Node | None) -> tuple[Verdict, str]:
         """One side is in no notation that the grammar has: sympy's, or nothing."""
-        from rewards.math.symbolic import may_reach_sympy
+        from rewards.math.symbolic import is_for_sympy
 
         assert self.pred is not None
         if gold is not None and gold[0] == "text":
             return False, "structure"
-        if may_reach_sympy(self.gold) and may_reach_sympy(self.pred):
+        if is_for_sympy(self.gold, self.pred):
             return None, "sympy"
         return False, "string"
 

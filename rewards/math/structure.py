@@ -35,6 +35,7 @@ _WORD_VALUES: dict[str, Node] = {
     "doesnotexist": ("text", "dne"),
 }
 _ARTICLE = re.compile(r"^\s*(?:an?|the)\s+(?!and\b|or\b)(?=[a-z]{2})")
+_AND = re.compile(r",?\s+and\s+|,")
 _SCALARS = names("num sym const add mul div pow neg fact fn call sum prod pct degree pm mp based")
 
 
@@ -64,7 +65,7 @@ class Comparison:
             return self._units(gold, pred)
         if gold[0] == "text" or pred[0] == "text":
             self.tier = "structure"
-            return same_words(gold, pred)
+            return same_words(gold, pred) or self._listed(gold, pred)
         if gold[0] == "rel" or pred[0] == "rel":
             self.tier = "structure"
             return self._relations(gold, pred)
@@ -82,9 +83,18 @@ class Comparison:
             return ("unit", node[1], "degree")
         if node[0] == "text":
             return _WORD_VALUES.get(words(node[1]), node)
+        if node[0] == "unit":
+            return _scaled(node)
+        if node[0] == "modulo" and node[1][0] == "rel" and node[1][2][0][0] == "sym":
+            return ("modulo", node[1][2][-1], node[2])
         if node[0] in _SCALARS and _has(node, ("pm", "mp")):
             return ("list", (_chosen(node, "+"), _chosen(node, "-")), "")
         return node
+
+    def _listed(self, gold: Node, pred: Node) -> Verdict:
+        """Whether words joined by commas and "and" are the same list."""
+        mine, theirs = _words_listed(gold), _words_listed(pred)
+        return min(len(mine), len(theirs)) > 1 and self.unordered(mine, theirs)
 
     # numbers and expressions
 
@@ -172,9 +182,9 @@ class Comparison:
 
     def _containers(self, gold: Node, pred: Node) -> Verdict:
         mine, theirs = intervals.of(gold), intervals.of(pred)
-        if mine is not None and theirs is not None and "tuple" not in (gold[0], pred[0]):
-            return self.unordered(mine, theirs)
         kinds = {gold[0], pred[0]}
+        if mine is not None and theirs is not None and kinds != {"tuple"}:
+            return self.unordered(mine, theirs)
         if kinds == {"tuple"}:
             return gold[1:3] == pred[1:3] and self.in_order(gold[3], pred[3])
         if kinds <= {"tuple", "list"} and "tuple" in kinds:
@@ -185,15 +195,20 @@ class Comparison:
             return self._lists(gold, pred)
         if kinds == {"matrix"}:
             return self._matrices(gold[1], pred[1])
+        if kinds == {"set", "tuple"}:
+            return self._one_pair(gold, pred)
         if "ratio" in kinds:
             return self._ratios(gold, pred)
         if gold == pred:
             return True
-        if mine is not None and theirs is not None:
-            return self.unordered(mine, theirs)
         if gold[0] == pred[0] and gold[0] in ("union", "inter", "minus", "modulo"):
             return self.in_order(gold[1:], pred[1:])
         return False
+
+    def _one_pair(self, gold: Node, pred: Node) -> Verdict:
+        """``{(1, 2)}`` is the pair (1, 2)."""
+        whole, pair = (gold, pred) if gold[0] == "set" else (pred, gold)
+        return len(whole[1]) == 1 and whole[1][0][0] == "tuple" and self.equal(whole[1][0], pair)
 
     def _tuple_and_list(self, gold: Node, pred: Node) -> Verdict:
         pair, bare = (gold, pred) if gold[0] == "tuple" else (pred, gold)
@@ -345,6 +360,23 @@ def _spelled(node: Node) -> str | None:
     if node[0] == "const":
         return str(node[1])
     return None
+
+
+def _words_listed(node: Node) -> list[Node]:
+    if node[0] == "list" and node[2] != "or":
+        return list(node[1])
+    if node[0] != "text":
+        return []
+    return [("text", part) for part in _AND.split(node[1]) if words(part)]
+
+
+def _scaled(node: Node) -> Node:
+    """``7 million people`` as 7,000,000 people."""
+    power, rest = units.scale(node[2])
+    if not power:
+        return node
+    value = ("mul", node[1], ("num", Fraction(10**power), 0))
+    return ("unit", value, rest) if rest.strip() else value
 
 
 def _with_unit(node: Node, remark: str) -> Node:

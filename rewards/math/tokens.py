@@ -42,7 +42,8 @@ _SYNONYM = {
     "ctg": "cot", "arctg": "arctan", "cosec": "csc", "asin": "arcsin", "acos": "arccos",
     "atan": "arctan", "lg": "lg", "varepsilon": "epsilon", "vartheta": "theta", "phi": "varphi",
     "dots": "ldots", "cdots": "ldots", "dotsc": "ldots", "percent": "%", "imath": "i",
-    "iff": "Rightarrow", "implies": "Rightarrow", "infin": "infty", "N": "N", "R": "R",
+    "iff": "Rightarrow", "implies": "Rightarrow", "cr": "\\\\", "mod": "pmod",
+    "infin": "infty", "N": "N", "R": "R",
 }  # fmt: skip
 _TEXT = names(
     "text textbf textit textrm textnormal textsf texttt mbox hbox mathrm mathit mathsf mathbf "
@@ -84,11 +85,15 @@ _PERIOD = re.compile(r"\\overline\s*\{(\d{1,40})\}|\\dot\s*\{?(\d)\}?|\\bar\s*\{
 _LISTS = {"cases", "aligned", "align", "gathered"}
 _HALF_DAY = re.compile(r"\b([ap])\.\s?m\b\.?", re.IGNORECASE)
 _HOUR = re.compile(r"(?<=\d)\s?([ap]m)\b", re.IGNORECASE)
+_INCHES = re.compile(r"(?<=\d)\s?in\.?\s*$")
 _TEMPERATURE = re.compile(
     r"\^\s?\{?\s?\\circ\s?\}?\s?(?:\\(?:text|mathrm)\{[\s~]?)?([CF])\b(?![_^(])\s?\}?"
 )
 _SCALES = {"C": r"\text{ celsius}", "F": r"\text{ fahrenheit}"}
 _CURRENCIES = {"euro", "pound", "yen", "rupee"}
+_MATHEMATICS = re.compile(
+    r"(?:[\d\s()\[\].,;+\-*/=$\\]|\band\b|\bor\b)*\d(?:[\d\s()\[\].,;+\-*/=]|\band\b|\bor\b)*"
+)
 _COUNTED = re.compile(r"(-?\d[\d.,]*)\s+([A-Za-z]{2}[A-Za-z ]*)")  # \text{18 students}
 _NOT_DIGITS = re.compile(r"[^\d.]")
 _BRACE = re.compile(r"\s*\{")
@@ -101,7 +106,7 @@ class Lexer:
         if len(text) > MAX_CHARS:
             raise TooLarge(f"longer than {MAX_CHARS} characters")
         text = _HALF_DAY.sub(r"\1m", _DOUBLE.sub(lambda _: "\\", plain(text)))
-        text = _HOUR.sub(r"\\text{\1}", text)
+        text = _INCHES.sub(r"\\text{ inch}", _HOUR.sub(r"\\text{\1}", text))
         self.text = _TEMPERATURE.sub(lambda scale: _SCALES[scale[1]], text)
         self.group = group
         self.at = 0
@@ -224,6 +229,9 @@ class Lexer:
             self._add("cmd", word.strip(" ,.").lower())
         elif re.fullmatch(r"[-+]?\d+(\.\d+)?(/\d+)?|\\?%", word):
             self.text = " " + inside + " " + self.text[self.at :]
+            self.at = 0
+        elif _MATHEMATICS.fullmatch(word):
+            self.text = f" {inside} " + self.text[self.at :]
             self.at = 0
         elif counted := _COUNTED.fullmatch(word):
             self.text = f" {counted[1]} \\text{{ {counted[2]}}}" + self.text[self.at :]

@@ -26,7 +26,7 @@ for _line in _KINDS.replace("\n", ";").split(";"):
     _names = _line.split()
     for _name in _names:
         _CANONICAL[_name] = _names[0]
-        if len(_name) > 3 and not _name.endswith("s"):
+        if len(_name) > 2 and not _name.endswith("s"):
             _CANONICAL[_name + "s"] = _names[0]
 _CANONICAL["yuan"] = _CANONICAL["rmb"] = "yuan"
 UNITS = frozenset(_CANONICAL) | {"mph", "kph", "kmh"}
@@ -58,6 +58,16 @@ _HEDGES = re.compile(
 )
 
 
+_SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
+_SCALE = re.compile(rf"\s*({'|'.join(_SCALES)})\b", re.IGNORECASE)
+
+
+def scale(remark: str) -> tuple[int, str]:
+    """(power of ten, rest of the remark): (6, " dollars") of ``million dollars``, else 0."""
+    match = _SCALE.match(remark)
+    return (_SCALES[match[1].lower()], remark[match.end() :]) if match else (0, remark)
+
+
 def is_hedge(remark: str) -> bool:
     """Whether text behind a value changes what the answer is."""
     return bool(_HEDGES.search(remark))
@@ -67,7 +77,7 @@ def unit_of(remark: str) -> tuple[tuple[str, int], ...] | None:
     """Sorted (unit, power) pairs, or None when a word in it is not a unit."""
     powers: dict[str, int] = {}
     sign, pending, last = 1, 1, ""
-    pieces = _PIECE.findall(remark.replace("_", " "))
+    pieces = _PIECE.findall(remark.replace("_", " ").replace("per cent", "percent"))
     for i, piece in enumerate(pieces):
         word = piece if piece in _CANONICAL else piece.lower()
         if word in _SPEEDS:
