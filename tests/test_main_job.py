@@ -4,7 +4,6 @@ import importlib.util
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -15,6 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from posttrain.checkpoint import list_checkpoints
 from posttrain.run_dir import RunDir
+from tests import forked
 
 JOB = Path(__file__).parent / "posttrain" / "small_job.py"
 VLLM = {"engine": "vllm", "max_tokens": 12, "kv_cache_gib": 0.1}
@@ -36,7 +36,7 @@ class Job:
             json.dumps(settings or {}),
         ]
         with self.log.open("a") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+            self.process = forked.start(command, stdout=log, stderr=log, start_new_session=True)
         self.family = set()
 
     def wait(self, seconds=300):

@@ -5,7 +5,9 @@ tests run their coroutines there. A test that breaks the server leaves it recove
 """
 
 import asyncio
+import contextlib
 import itertools
+import os
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,6 +18,7 @@ from safetensors.torch import save_file
 from posttrain.config import make_config
 from posttrain.types import Request, Sampling, Snapshot
 
+FOLDER = "POSTTRAIN_TEST_FAULTS"  # faulty_worker.py reads it, in the servers
 END = 3
 VOCAB = 500  # no multiple of what vLLM pads to, on purpose
 
@@ -70,12 +73,33 @@ def loop():
 
 
 @pytest.fixture(scope="session")
-def vllm_engine(vllm_config, loop, tmp_path_factory):
+def faults(tmp_path_factory):
+    """``with faults(name)``: the servers of the tests have that fault (``faulty_worker.py``)."""
+    folder = tmp_path_factory.mktemp("faults")
+    os.environ[FOLDER] = str(folder)  # inherited by the servers
+
+    @contextlib.contextmanager
+    def planted(name):
+        (folder / name).touch()
+        try:
+            yield
+        finally:
+            (folder / name).unlink()
+
+    return planted
+
+
+@pytest.fixture(scope="session")
+def vllm_engine(vllm_config, loop, faults, tmp_path_factory):
     """The shared engine: one real server. Its weights are whatever the last test synced."""
     pytest.importorskip("vllm")
     from posttrain.vllm_engine import VllmEngine
 
-    engine = VllmEngine(vllm_config(), tmp_path_factory.mktemp("logs"))
+    engine = VllmEngine(
+        vllm_config(),
+        tmp_path_factory.mktemp("logs"),
+        worker_extension="tests.posttrain.faulty_worker.WorkerExtension",
+    )
     loop(engine.start())
     yield engine
     loop(engine.close())

@@ -204,3 +204,20 @@ def test_no_more_requests_are_in_flight_than_asked_for(play, ask):
         return held
 
     assert play(story, fake, max_concurrency=4) == 4
+
+
+def test_servers_share_the_requests_evenly(play, ask):
+    """Two real servers in one run, and that they leave nothing behind: tests/test_main_job.py."""
+    fakes = FakeVllm(), FakeVllm()
+
+    async def story(engine):
+        for fake in fakes:
+            fake.release.clear()
+        running = [asyncio.create_task(engine.generate(ask(i))) for i in range(16)]
+        await asyncio.sleep(0)  # each picks its server
+        shares = [replica.in_flight for replica in engine._replicas]
+        for fake in fakes:
+            fake.release.set()
+        return shares, len(await asyncio.gather(*running))
+
+    assert play(story, *fakes) == ([8, 8], 16)

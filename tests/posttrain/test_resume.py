@@ -4,7 +4,6 @@ import json
 import os
 import random
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from posttrain.run_dir import RunDir
+from tests import forked
 
 JOB = Path(__file__).with_name("small_job.py")
 
@@ -22,7 +22,7 @@ def _start(checkpoint, run_dir):
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(JOB), str(checkpoint), str(run_dir)]
     log = (run_dir.parent / f"{run_dir.name}.log").open("a")
-    return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+    return forked.start(command, env=environment, stdout=log, stderr=log)
 
 
 def _finish(checkpoint, run_dir):

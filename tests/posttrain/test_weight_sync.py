@@ -8,8 +8,6 @@ import pytest
 
 from posttrain import weight_sync
 from posttrain.client import VllmClient
-from posttrain.errors import RunError
-from posttrain.vllm_engine import VllmEngine
 from posttrain.weight_sync import SyncRefused, SyncRule
 
 # Mean |engine - learner| in nats on this model, both in bf16, good syncs: 0.012 to 0.016.
@@ -100,26 +98,15 @@ def test_after_a_refused_sync_the_server_is_restarted_refitted_and_verified(
     assert learner.gap(request, loop(vllm_engine.generate(request))).mean < NOISE
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(400)
-def test_a_stale_lm_head_is_refused(vllm_config, learner, loop, tmp_path):
+def test_a_stale_lm_head_is_refused(vllm_engine, faults, learner, loop):
     """A server without the re-packing of the tied head answers 200 to a sync, and lies."""
-    pytest.importorskip("vllm")
-    engine = VllmEngine(
-        vllm_config(),
-        tmp_path,
-        max_restarts=0,
-        worker_extension="tests.posttrain.stale_lm_head.WorkerExtension",
-    )
-
-    async def canary():
-        await engine.start()
-        try:
-            await engine.sync(learner.publish())
-        finally:
-            await engine.close()
-
     learner.move()
-    with pytest.raises(RunError, match=r"verify: on the probe .* by 0\.[1-9]") as refusal:
-        loop(canary())
-    assert "server-0.log" in str(refusal.value)
+    client = VllmClient(vllm_engine.urls[0], vllm_engine.limits)
+    stale = weight_sync.apply(client, learner.publish(), SyncRule(0.05, 30.0), salt="stale")
+    with (
+        faults("stale_lm_head"),
+        pytest.raises(SyncRefused, match=r"verify: on the probe .* by 0\.[1-9]"),
+    ):
+        loop(stale)
+    loop(client.close())
+    assert loop(vllm_engine.sync(learner.publish())).probe_gap < NOISE
