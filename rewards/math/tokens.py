@@ -85,7 +85,7 @@ _PERIOD = re.compile(r"\\overline\s*\{(\d{1,40})\}|\\dot\s*\{?(\d)\}?|\\bar\s*\{
 _LISTS = {"cases", "aligned", "align", "gathered"}
 _HALF_DAY = re.compile(r"\b([ap])\.\s?m\b\.?", re.IGNORECASE)
 _HOUR = re.compile(r"(?<=\d)\s?([ap]m)\b", re.IGNORECASE)
-_INCHES = re.compile(r"(?<=\d)\s?in\.?\s*$")
+_LIKE_COMMANDS = re.compile(r"(?<=\d)\s?(in|min|sec|deg)\.?\s*$")  # units at the end
 _TEMPERATURE = re.compile(
     r"\^\s?\{?\s?\\circ\s?\}?\s?(?:\\(?:text|mathrm)\{[\s~]?)?([CF])\b(?![_^(])\s?\}?"
 )
@@ -106,7 +106,7 @@ class Lexer:
         if len(text) > MAX_CHARS:
             raise TooLarge(f"longer than {MAX_CHARS} characters")
         text = _HALF_DAY.sub(r"\1m", _DOUBLE.sub(lambda _: "\\", plain(text)))
-        text = _INCHES.sub(r"\\text{ inch}", _HOUR.sub(r"\\text{\1}", text))
+        text = _LIKE_COMMANDS.sub(r"\\text{ \1}", _HOUR.sub(r"\\text{\1}", text))
         self.text = _TEMPERATURE.sub(lambda scale: _SCALES[scale[1]], text)
         self.group = group
         self.at = 0
@@ -220,9 +220,11 @@ class Lexer:
             self.at = 0
             return
         word = word.replace("~", " ").replace("\\ ", " ").replace("\\,", " ").strip(" $")
-        if re.fullmatch(r"[A-Za-z]", word):
-            behind_value = self.out and (self.out[-1].kind == "num" or self.out[-1].value in "})")
-            self._add("text" if behind_value and word in UNITS else "letter", word)
+        last = self.out[-1] if self.out else None
+        if word in UNITS and last and (last.kind == "num" or last.value in ("}", ")")):
+            self._add("text", word)
+        elif re.fullmatch(r"[A-Za-z]", word):
+            self._add("letter", word)
         elif word in FUNCTIONS:
             self._add("cmd", word)
         elif word.strip(" ,.").lower() in ("and", "or"):
