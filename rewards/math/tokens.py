@@ -97,6 +97,7 @@ _MATHEMATICS = re.compile(
 _COUNTED = re.compile(r"(-?\d[\d.,]*)\s+([A-Za-z]{2}[A-Za-z ]*)")  # \text{18 students}
 _NOT_DIGITS = re.compile(r"[^\d.]")
 _BRACE = re.compile(r"\s*\{")
+_BEHIND_UNIT = re.compile(r"\s*(?:$|[\^/.,;)\]}]|\\(?:cdot|text|mathrm|,)(?![a-z]))")
 
 
 class Lexer:
@@ -221,7 +222,8 @@ class Lexer:
             return
         word = word.replace("~", " ").replace("\\ ", " ").replace("\\,", " ").strip(" $")
         last = self.out[-1] if self.out else None
-        if word in UNITS and last and (last.kind == "num" or last.value in ("}", ")")):
+        behind_value = last and (last.kind == "num" or last.value in ("}", ")"))
+        if word in UNITS and behind_value and _BEHIND_UNIT.match(self.text, self.at):
             self._add("text", word)
         elif re.fullmatch(r"[A-Za-z]", word):
             self._add("letter", word)
