@@ -91,8 +91,8 @@ _TEMPERATURE = re.compile(
 )
 _SCALES = {"C": r"\text{ celsius}", "F": r"\text{ fahrenheit}"}
 _CURRENCIES = {"euro", "pound", "yen", "rupee"}
-_MATHEMATICS = re.compile(
-    r"(?:[\d\s()\[\].,;+\-*/=$\\]|\band\b|\bor\b)*\d(?:[\d\s()\[\].,;+\-*/=]|\band\b|\bor\b)*"
+_MATHEMATICS = re.compile(  # in \text{}, with a number in it
+    r"(?=\D*\d)(?:[\d\s()\[\].,;+\-*/=$\\]|\band\b|\bor\b)*"
 )
 _COUNTED = re.compile(r"(-?\d[\d.,]*)\s+([A-Za-z]{2}[A-Za-z ]*)")  # \text{18 students}
 _NOT_DIGITS = re.compile(r"[^\d.]")
