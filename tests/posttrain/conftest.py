@@ -7,18 +7,16 @@ tests run their coroutines there. A test that breaks the server leaves it recove
 import asyncio
 import contextlib
 import itertools
-import os
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from posttrain.config import make_config
 from posttrain.types import Request, Sampling, Snapshot
 
-FOLDER = "POSTTRAIN_TEST_FAULTS"  # faulty_worker.py reads it, in the servers
 END = 3
 VOCAB = 500  # no multiple of what vLLM pads to, on purpose
 
@@ -73,33 +71,12 @@ def loop():
 
 
 @pytest.fixture(scope="session")
-def faults(tmp_path_factory):
-    """``with faults(name)``: the servers of the tests have that fault (``faulty_worker.py``)."""
-    folder = tmp_path_factory.mktemp("faults")
-    os.environ[FOLDER] = str(folder)  # inherited by the servers
-
-    @contextlib.contextmanager
-    def planted(name):
-        (folder / name).touch()
-        try:
-            yield
-        finally:
-            (folder / name).unlink()
-
-    return planted
-
-
-@pytest.fixture(scope="session")
-def vllm_engine(vllm_config, loop, faults, tmp_path_factory):
+def vllm_engine(vllm_config, loop, tmp_path_factory):
     """The shared engine: one real server. Its weights are whatever the last test synced."""
     pytest.importorskip("vllm")
     from posttrain.vllm_engine import VllmEngine
 
-    engine = VllmEngine(
-        vllm_config(),
-        tmp_path_factory.mktemp("logs"),
-        worker_extension="tests.posttrain.faulty_worker.WorkerExtension",
-    )
+    engine = VllmEngine(vllm_config(), tmp_path_factory.mktemp("logs"))
     loop(engine.start())
     yield engine
     loop(engine.close())
@@ -151,6 +128,21 @@ class _Learner:
         path = self._folder / f"{version}.safetensors"
         save_file(tensors, path)
         return Snapshot(version, path, self.probe_ids, self.logprobs(self.probe_ids))
+
+    @contextlib.contextmanager
+    def at(self, snapshot):
+        """For a ``with`` block, the weights of an earlier snapshot."""
+        now = {name: p.detach().clone() for name, p in self._model.named_parameters()}
+        self._load(load_file(snapshot.path))
+        try:
+            yield
+        finally:
+            self._load(now)
+
+    @torch.no_grad()
+    def _load(self, tensors):
+        for name, parameter in self._model.named_parameters():
+            parameter.copy_(tensors[name])
 
     @torch.inference_mode()
     def logprobs(self, token_ids, temperature=1.0):

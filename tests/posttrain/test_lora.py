@@ -408,41 +408,26 @@ def vllm_config_of(checkpoint):
     )
 
 
-@pytest.fixture(scope="module")
-def adapted(vllm_checkpoint, loop, faults, tmp_path_factory):
-    """A learner of adapters and the real server that takes them; their tests follow one another."""
-    pytest.importorskip("vllm")
-    config, folder = vllm_config_of(vllm_checkpoint), tmp_path_factory.mktemp("adapted")
-    learner = InlineLearner(config, PROBE)
-    engine = VllmEngine(
-        config,
-        folder / "logs",
-        max_restarts=0,
-        worker_extension="tests.posttrain.faulty_worker.WorkerExtension",
-    )
-    loop(learner.start())
-    loop(engine.start())
-    yield learner, engine, folder / "weights"
-    loop(engine.close())
-    loop(learner.close())
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-def test_vllm_serves_the_newest_adapter(adapted, loop, ask):
+def test_vllm_serves_the_newest_adapter(vllm_checkpoint, loop, ask, tmp_path):
     """Each sync is proven; what is sampled is the adapted policy's, also by a request in flight."""
-    learner, engine, weights = adapted
+    pytest.importorskip("vllm")
+    config = vllm_config_of(vllm_checkpoint)
 
     async def run():
-        start = await learner.publish(0, weights)
-        gaps = [(await engine.sync(start)).probe_gap]
-        early = [engine.generate(ask(i, seed=i, max_tokens=200)) for i in range(8)]
-        early = [asyncio.ensure_future(one) for one in early]
+        learner, engine = InlineLearner(config, PROBE), VllmEngine(config, tmp_path / "logs")
         try:
+            await learner.start()
+            await engine.start()
+            start = await learner.publish(0, tmp_path / "weights")
+            gaps = [(await engine.sync(start)).probe_gap]
+            early = [engine.generate(ask(i, seed=i, max_tokens=200)) for i in range(8)]
+            early = [asyncio.ensure_future(one) for one in early]
             await asyncio.sleep(0.3)
             for version in (1, 2):
                 await learner.train(batch_of(version))
-                snapshot = await learner.publish(version, weights)
+                snapshot = await learner.publish(version, tmp_path / "weights")
                 gaps.append((await engine.sync(snapshot)).probe_gap)
             moved = np.abs(snapshot.probe_logprobs - start.probe_logprobs).mean()
             request = ask("after", prompt=range(9, 30), max_tokens=64)
@@ -451,7 +436,9 @@ def test_vllm_serves_the_newest_adapter(adapted, loop, ask):
             own = (await learner.logprobs([ids], 1.0))[0][-len(completion) :]
             return gaps, moved, np.abs(own - completion.logprobs).mean(), completion, early
         finally:
-            await asyncio.gather(*early)
+            await asyncio.gather(*locals().get("early", []))
+            await engine.close()
+            await learner.close()
 
     gaps, moved, generated, completion, early = loop(run())
     assert max(gaps) < 0.02 and generated < 0.02
@@ -462,14 +449,26 @@ def test_vllm_serves_the_newest_adapter(adapted, loop, ask):
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-def test_a_server_that_ignores_the_second_adapter_is_refused(adapted, loop, faults):
-    """As the canary at the start of a run would find it: the first adapter was taken."""
-    learner, engine, weights = adapted
+def test_a_server_that_ignores_the_second_adapter_is_refused(vllm_checkpoint, loop, tmp_path):
+    pytest.importorskip("vllm")
+    config = vllm_config_of(vllm_checkpoint)
 
     async def canary():
-        await engine.sync(await learner.publish(-1, weights, perturb=1.0))
-        with faults("deaf_adapter"):
-            await engine.sync(await learner.publish(3, weights))
+        learner = InlineLearner(config, PROBE)
+        engine = VllmEngine(
+            config,
+            tmp_path / "logs",
+            max_restarts=0,
+            worker_extension="tests.posttrain.stale_adapter.WorkerExtension",
+        )
+        try:
+            await learner.start()
+            await engine.start()
+            await engine.sync(await learner.publish(-1, tmp_path / "weights", perturb=1.0))
+            await engine.sync(await learner.publish(0, tmp_path / "weights"))
+        finally:
+            await engine.close()
+            await learner.close()
 
-    with pytest.raises(RunError, match=r"weight sync 3, verify: on the probe .* by [0-9.]+ on"):
+    with pytest.raises(RunError, match=r"weight sync 0, verify: on the probe .* by [0-9.]+ on"):
         loop(canary())
