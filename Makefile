@@ -1,5 +1,5 @@
 # Every target does the set-up it needs; `make setup` is quick when nothing changed.
-.PHONY: help setup quickstart test test-fast lint lock clean sandbox-host
+.PHONY: help setup quickstart test test-fast test-host lint lock clean sandbox-host
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 
@@ -21,9 +21,12 @@ lint: setup ## ruff and mypy
 	$(PY) -m mypy
 
 sandbox-host: ## what the sandboxes need from the machine: bubblewrap, Docker's engine
-	@scripts/sandbox_host.sh || echo "without them the tests that need them skip, and say so"
+	@scripts/sandbox_host.sh
 
-test: lint sandbox-host ## ruff, mypy and every test
+test-host: # the same, and Chromium for the report page
+	@scripts/sandbox_host.sh --tests || echo "without them the tests that need them skip, and say so"
+
+test: lint test-host ## ruff, mypy and every test
 	$(PY) -m pytest
 
 test-fast: setup ## the tests that take less than 20 s each

@@ -6,6 +6,7 @@
 #
 #   scripts/sandbox_host.sh           install what is missing
 #   scripts/sandbox_host.sh --check   only say what is missing; exit status 1 when something is
+#   scripts/sandbox_host.sh --tests   Chromium too, in which the tests open the report page
 set -euo pipefail
 PATH=$PATH:/usr/sbin:/sbin # where Debian puts them, and not every user looks
 
@@ -41,6 +42,7 @@ say_what_is_off() {
 
 main() {
     local packages as_root=()
+    [ "${1:-}" != --tests ] || NEEDED+=(chromium:chromium)
     mapfile -t packages < <(missing_packages)
     if [ "${1:-}" = --check ]; then
         [ ${#packages[@]} -eq 0 ] || fail "missing Debian packages: ${packages[*]}"

@@ -5,7 +5,6 @@ import json
 import os
 import random
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -16,6 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from posttrain.checkpoint import list_checkpoints
 from posttrain.run_dir import RunDir
+from tests import forked
 
 JOB = Path(__file__).parent / "posttrain" / "small_job.py"
 VLLM = {"engine": "vllm", "max_tokens": 12, "kv_cache_gib": 0.1}
@@ -37,7 +37,7 @@ class Job:
             json.dumps(settings or {}),
         ]
         with self.log.open("a") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+            self.process = forked.start(command, stdout=log, stderr=log, start_new_session=True)
         self.family = set()
 
     def wait(self, seconds=300):

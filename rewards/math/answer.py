@@ -63,7 +63,7 @@ _PROSE = re.compile(r"[A-Za-z']{2,}[,:]?\s+[a-z']{2,}[,:]?\s+[A-Za-z']{2,}")
 
 def final_answer(text: str, *, bare: bool = False) -> str | None:
     """The text of the final answer, or None. Linear in the length of ``text``."""
-    rest = after_thinking(text)
+    rest = after_thinking(text.rstrip())
     if rest is None:
         return None
     rest = without_code(rest[-TAIL_CHARS:] if len(rest) > TAIL_CHARS else rest)

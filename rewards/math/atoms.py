@@ -69,6 +69,8 @@ class Atoms(Cursor):
         items = [self.inside_group()]
         while self.accept(",", ";"):
             items.append(self.inside_group())
+        if len(items) == 1 and self.accept("choose"):
+            items = [("fn", "binom", (items[0], self.inside_group()))]
         self.expect("}")
         self.bars = bars
         return ("set", tuple(items)) if len(items) > 1 else items[0]
@@ -109,9 +111,11 @@ class Atoms(Cursor):
     def _word(self) -> Node:
         """Letters without a space: a product of variables, or a word when they are many."""
         word = str(self.take().value)
-        if len(word) <= 3 or self.is_("^", "+", "-", "*", "/", "_", "cdot"):
-            return ("mul", *(letter(char) for char in word))
-        return ("text", word)
+        if len(word) > 3 and not self.is_("^", "+", "-", "*", "/", "_", "cdot"):
+            return ("text", word)
+        self.at -= 1
+        self.tokens[self.at : self.at + 1] = [Token("letter", char) for char in word]
+        return product_of([self.factor() for _ in word])  # xy^2 is x times y^2
 
     def _symbol(self, name: str) -> Node:
         while self.is_("_", "'", "prime"):
@@ -121,6 +125,9 @@ class Atoms(Cursor):
                 name += "_" + self._raw_group()
             else:
                 name += f"_{written(self.take())}"
+        if name in ("f", "g", "h") and self.values(6) == ["^", "{", "-", (1, 0), "}", "("]:
+            self.at += 5
+            return ("call", f"{name}^-1", self._call_arguments())
         if (
             name.rstrip("'") in ("f", "g", "h", "F", "G", "P", "Q")
             and self.is_("(")
@@ -141,9 +148,9 @@ class Atoms(Cursor):
 
     def _call_arguments(self) -> tuple[Node, ...]:
         self.expect("(")
-        arguments = [self.deeper(self.sum)]
+        arguments = [self.deeper(self.relation)]
         while self.accept(","):
-            arguments.append(self.deeper(self.sum))
+            arguments.append(self.deeper(self.relation))
         self.expect(")")
         return tuple(arguments)
 
@@ -263,6 +270,8 @@ class Atoms(Cursor):
             return self._function(name)
         if name in GREEK or name == "i":
             return self._symbol(name)
+        if name in ("overline", "bar"):
+            return ("sym", f"overline {_joined(self.argument())}")
         if name == "mathbb":
             letter = self.argument()
             return ("numbers", letter[1]) if letter != ("sym", "R") else ("reals",)
@@ -319,7 +328,7 @@ class Atoms(Cursor):
             raise Unreadable(f"{name} with a subscript")
         if name == "lg":
             name, arguments = "log", [*arguments, number(10)]
-        if power == ("neg", number(1)) and name in ("sin", "cos", "tan"):
+        if power == number(-1) and name in ("sin", "cos", "tan", "cot", "sec", "csc"):
             name, power = f"arc{name}", None
         if name == "sqrt":
             return ("pow", arguments[0], ("div", number(1), number(2)))
@@ -341,3 +350,11 @@ class Atoms(Cursor):
         ):
             factors.append(self.factor())
         return signed(sign, product_of(factors))
+
+
+def _joined(node: Node) -> str:
+    """The letters under a bar."""
+    letters = node[1:] if node[0] == "mul" else (node,)
+    if any(part[0] != "sym" for part in letters):
+        raise Unreadable("a bar over an expression")
+    return "".join(part[1] for part in letters)

@@ -55,6 +55,7 @@ _SIMPLE = {
     "£": r"\text{ pound }",
     "¥": r"\text{ yen }",
     "₹": r"\text{ rupee }",
+    "¢": r"\text{ cent }",
     "“": '"',
     "”": '"',
     "’": "'",

@@ -39,6 +39,10 @@ class Cursor:
         token = self.next
         return token.kind in ("op", "cmd") and token.value in values
 
+    def values(self, n: int) -> list[Any]:
+        """What the next ``n`` tokens are."""
+        return [token.value for token in self.tokens[self.at : self.at + n]]
+
     def accept(self, *values: str) -> bool:
         if self.is_(*values):
             self.at += 1

@@ -9,6 +9,7 @@ can write one that vanishes at points they do not know.
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Mapping
 from fractions import Fraction
 from random import SystemRandom
@@ -18,6 +19,7 @@ from rewards.math.limits import (
     MAX_BITS,
     MAX_FACTORIAL,
     MAX_TERMS,
+    MAX_VALUES,
     TooLarge,
     Undefined,
 )
@@ -29,6 +31,20 @@ _RANDOM = SystemRandom()
 N_POINTS = 3
 _POINTS: list[dict[Node, Fraction]] = [{} for _ in range(N_POINTS)]
 _KEPT_VARIABLES = 4096
+
+
+class _Work(threading.local):
+    """What the question that this thread is at has cost so far."""
+
+    left = math.inf
+
+
+_WORK = _Work()
+
+
+def start_counting() -> None:
+    """A new question: from here on this thread may compute MAX_VALUES values."""
+    _WORK.left = MAX_VALUES
 
 
 class Irrational(ArithmeticError):
@@ -120,6 +136,10 @@ def proportional(a: Node, b: Node) -> Fraction | None:
 def _bounded(number: Fraction) -> Fraction:
     if number.numerator.bit_length() > MAX_BITS or number.denominator.bit_length() > MAX_BITS:
         raise TooLarge(f"an exact number of more than {MAX_BITS} bits")
+    kilobits = max(number.numerator.bit_length(), number.denominator.bit_length()) >> 10
+    _WORK.left -= 1 + kilobits**2  # as the cost of reducing a fraction grows
+    if _WORK.left < 0:
+        raise TooLarge(f"more than {MAX_VALUES} values to compute")
     return number
 
 

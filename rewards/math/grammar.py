@@ -35,7 +35,7 @@ from rewards.math.units import UNITS
 
 RELATIONS = {"=", "<", ">", "le", "ge", "ne", "in", "approx", "equiv"}
 _SEPARATORS = {",", ";", "and", "or", "\\\\"}
-_SHORT_WORDS = {"no", "am", "pm"}
+_SHORT_WORDS = {"no", "am", "pm", "an"}
 
 
 def parse(text: str, group: bool = True) -> Node:
@@ -74,6 +74,7 @@ class Parser(Atoms):
         return _grouped([group for group in groups if group], joiner)
 
     def item(self) -> Node:
+        self.accept("approx")
         if self._starts_words() and (label := self._label()):
             return label
         node = self.relation()

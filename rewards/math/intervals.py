@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from fractions import Fraction
+import math
 from typing import Any
 
 from rewards.math import exact
-from rewards.math.limits import TooLarge
+from rewards.math.limits import MAX_ITEMS, TooLarge
 
 Node = tuple[Any, ...]
 INFINITY = ("const", "inf")
@@ -15,25 +15,57 @@ MINUS_INFINITY = ("neg", INFINITY)
 
 def of(node: Node) -> list[Node] | None:
     """Intervals (nodes "tuple") and finite sets that make up the set; None if it is no such set."""
+    parts = _parts(node)
+    if parts is not None and len(parts) > MAX_ITEMS:
+        raise TooLarge(f"a union of more than {MAX_ITEMS} sets")
+    return parts if parts is None else _merged(parts)
+
+
+def _parts(node: Node) -> list[Node] | None:
     kind = node[0]
     if kind == "reals":
         return [("tuple", "(", ")", (MINUS_INFINITY, INFINITY))]
     if kind == "tuple" and len(node[3]) == 2:
         return [node]
     if kind == "union":
-        left, right = of(node[1]), of(node[2])
+        left, right = _parts(node[1]), _parts(node[2])
         left = [node[1]] if left is None and node[1][0] == "set" else left
         right = [node[2]] if right is None and node[2][0] == "set" else right
-        return None if left is None or right is None else _merged(left + right)
+        return None if left is None or right is None else left + right
     if kind == "minus" and node[2][0] == "set":
         return _without(of(node[1]), node[2][1])
     if kind == "rel":
         return of_relation(node)
-    if kind == "list" and node[2] == "or":
-        parts = [of(item) for item in node[1]]
-        if all(item[0] == "rel" for item in node[1]) and None not in parts:
-            return _merged([one for part in parts if part for one in part])
+    if kind == "inter":
+        left, right = of(node[1]), of(node[2])
+        return None if left is None or right is None else _common(left, right)
+    if kind == "list":
+        return _conditions(node)
     return None
+
+
+def _conditions(node: Node) -> list[Node] | None:
+    """The numbers for which any ("or") or all ("and") of some inequalities hold."""
+    if any(item[0] != "rel" for item in node[1]) or all(item[1] == ("=",) for item in node[1]):
+        return None
+    parts = [_parts(item) or _solution(item) for item in node[1]]
+    if None in parts:
+        return None
+    if node[2] == "or":
+        return [one for part in parts if part for one in part]
+    if node[2] != "and" or len(exact.variables(node)) != 1:
+        return None
+    common = parts[0]
+    for part in parts[1:]:
+        common = common and part and _common(common, part)
+    return common
+
+
+def _solution(relation: Node) -> list[Node] | None:
+    """The number in ``x = 5``."""
+    left, right = relation[2][0], relation[2][-1]
+    solved = relation[1] == ("=",) and left[0] == "sym" and _is_bound(right)
+    return [("set", (right,))] if solved else None
 
 
 def of_relation(node: Node) -> list[Node] | None:
@@ -94,7 +126,10 @@ def _bound(items: tuple[Node, ...]) -> Node:
     return items[1] if _is_bound(items[1]) else items[0]
 
 
-def _key(node: Node) -> Fraction | None:
+def _key(node: Node) -> Any:
+    """A bound as a number, None for one that is not rational."""
+    if node in (INFINITY, MINUS_INFINITY):
+        return math.inf if node == INFINITY else -math.inf
     try:
         return exact.value(node)
     except (ArithmeticError, TooLarge):
@@ -102,19 +137,66 @@ def _key(node: Node) -> Fraction | None:
 
 
 def _merged(parts: list[Node]) -> list[Node]:
-    """Neighbours that touch become one: (0, 1] and (1, 2)."""
+    """Parts that overlap or touch become one: (0, 1] and (1, 2); in increasing order."""
+    ordered = [one for part in parts for one in _points(part)]
+    if any(_range(one) is None for one in ordered):
+        return _touching(parts)
+    ordered.sort(key=lambda one: (_range(one) or ())[:2])
+    merged: list[Node] = []
+    for one in ordered:
+        if merged and not _apart(merged[-1], one):
+            last = merged.pop()
+            end = max(last, one, key=lambda part: (_range(part) or ())[2:])
+            one = ("tuple", last[1], end[2], (last[3][0], end[3][1]))
+        merged.append(one)
+    return merged
+
+
+def _points(part: Node) -> list[Node]:
+    """A finite set as intervals of one point."""
+    return [("tuple", "[", "]", (x, x)) for x in part[1]] if part[0] == "set" else [part]
+
+
+def _range(part: Node) -> tuple[Any, bool, Any, bool] | None:
+    """(low, whether open, high, whether closed); None without rational, ordered bounds."""
+    low, high = (_key(bound) for bound in part[3])
+    if low is None or high is None or low > high:
+        return None
+    return low, part[1] == "(", high, part[2] == "]"
+
+
+def _apart(part: Node, later: Node) -> bool:
+    """Whether there is a number between two intervals in increasing order."""
+    end, start = part[3][1], later[3][0]
+    gap = _key(start) - _key(end)  # type: ignore[operator]  # both have a _range
+    return gap > 0 or (gap == 0 and part[2] == ")" and later[1] == "(")
+
+
+def _touching(parts: list[Node]) -> list[Node]:
+    """Neighbours with the same bound become one, where bounds cannot be put in order here."""
     if any(part[0] != "tuple" for part in parts):
         return parts
-    merged = list(parts)
     for a in parts:
         for b in parts:
-            touches = a[3][1] == b[3][0] and not (a[2] == ")" and b[1] == "(")
-            if a is not b and touches and a in merged and b in merged:
-                merged.remove(a)
-                merged.remove(b)
-                merged.append(("tuple", a[1], b[2], (a[3][0], b[3][1])))
-                return _merged(merged)
-    return merged
+            if a is not b and a[3][1] == b[3][0] and not (a[2] == ")" and b[1] == "("):
+                rest = [part for part in parts if part is not a and part is not b]
+                return _touching([*rest, ("tuple", a[1], b[2], (a[3][0], b[3][1]))])
+    return parts
+
+
+def _common(left: list[Node], right: list[Node]) -> list[Node] | None:
+    """The intersection; None when bounds cannot be put in order."""
+    found = []
+    for a in left:
+        for b in right:
+            if _range(a) is None or _range(b) is None:
+                return None
+            start = max(a, b, key=lambda part: (_range(part) or ())[:2])
+            end = min(a, b, key=lambda part: (_range(part) or ())[2:])
+            both = ("tuple", start[1], end[2], (start[3][0], end[3][1]))
+            if _range(both) and (both[1:3] == ("[", "]") or _key(both[3][0]) != _key(both[3][1])):
+                found.append(both)
+    return found or None
 
 
 def _without(parts: list[Node] | None, points: tuple[Node, ...]) -> list[Node] | None:

@@ -14,8 +14,12 @@ MAX_DIGITS = 400  # of one number
 MAX_BITS = 1 << 15  # of an exact integer
 MAX_FACTORIAL = 1000
 MAX_TERMS = 400  # of a sum or product that is written out
+MAX_VALUES = 50_000  # computed for one question, exactly; large ones count more than once
+MAX_APPROXIMATED = 6_000  # values of 80 digits at one point
+MAX_COMPARED = 10_000  # pairs of parts of one question
 MAX_ITEMS = 64  # of a list, tuple or set
 MAX_MATRIX = 12  # rows, columns
+MAX_CELL = 2000  # parts of an entry of a matrix, after arithmetic
 MAX_MAGNITUDE_BITS = 1 << 22  # of a number that is only approximated: 2 ** (2 ** 22)
 TAIL_CHARS = 20_000  # how much of a response's end is searched for its answer
 

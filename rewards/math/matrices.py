@@ -1,20 +1,26 @@
-"""Decides what sums and products of matrices come to: a matrix of expressions."""
+"""Decides what sums, products and powers of matrices come to: a matrix of expressions."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from rewards.math.limits import Unreadable
+from rewards.math import exact
+from rewards.math.limits import MAX_CELL, MAX_MATRIX, TooLarge, Undefined, Unreadable
 
 Node = tuple[Any, ...]
 
 
 def simplified(node: Node) -> Node:
-    """``node`` with matrix arithmetic carried out; unchanged where there is none."""
+    """``node`` with matrix arithmetic carried out; unchanged where there is none.
+
+    Raises TooLarge where an entry would be long: products of products grow without bound.
+    """
     if node[0] not in ("add", "mul", "neg", "div", "pow") or not _has_matrix(node):
         return node
     try:
         return _value(node)
+    except TooLarge:
+        raise
     except Unreadable:
         return node
 
@@ -34,6 +40,8 @@ def _value(node: Node) -> Node:
         return _scaled(_value(node[1]), ("num", -1, 0))
     if node[0] == "div" and not _has_matrix(node[2]):
         return _scaled(_value(node[1]), ("div", ("num", 1, 0), node[2]))
+    if node[0] == "pow":
+        return _power(_value(node[1]), node[2])
     if node[0] in ("add", "mul"):
         result = _value(node[1])
         for part in node[2:]:
@@ -42,8 +50,28 @@ def _value(node: Node) -> Node:
     raise Unreadable(f"{node[0]} of a matrix")
 
 
+def _matrix(rows: Any) -> Node:
+    return ("matrix", tuple(tuple(_entry(x) for x in row) for row in rows))
+
+
+def _entry(node: Node) -> Node:
+    """An entry as short as it can be: a number where it is one."""
+    if not exact.variables(node):
+        try:
+            return ("num", exact.value(node), 0)
+        except (exact.Irrational, Undefined):
+            pass
+    if _size(node) > MAX_CELL:
+        raise TooLarge(f"an entry of a matrix of more than {MAX_CELL} parts")
+    return node
+
+
+def _size(node: Any) -> int:
+    return 1 + sum(map(_size, node)) if isinstance(node, tuple) else 1
+
+
 def _scaled(matrix: Node, factor: Node) -> Node:
-    return ("matrix", tuple(tuple(("mul", factor, x) for x in row) for row in matrix[1]))
+    return _matrix([("mul", factor, x) for x in row] for row in matrix[1])
 
 
 def _sum(a: Node, b: Node) -> Node:
@@ -54,22 +82,32 @@ def _sum(a: Node, b: Node) -> Node:
         or len(a[1][0]) != len(b[1][0])
     ):
         raise Unreadable("a sum of matrices of different sizes")
-    return ("matrix", tuple(
-        tuple(("add", x, y) for x, y in zip(row, other, strict=True))
+    return _matrix(
+        [("add", x, y) for x, y in zip(row, other, strict=True)]
         for row, other in zip(a[1], b[1], strict=True)
-    ))  # fmt: skip
+    )
 
 
 def _product(a: Node, b: Node) -> Node:
     if a[0] != "matrix":
-        return _scaled(b, a)
+        return ("mul", a, b) if b[0] != "matrix" else _scaled(b, a)
     if b[0] != "matrix":
         return _scaled(a, b)
     if len(a[1][0]) != len(b[1]):
         raise Unreadable("a product of matrices that do not fit")
     columns = list(zip(*b[1], strict=True))
+    return _matrix(
+        [("add", *(("mul", x, y) for x, y in zip(row, column, strict=True))) for column in columns]
+        for row in a[1]
+    )
 
-    def cell(row: tuple[Node, ...], column: tuple[Node, ...]) -> Node:
-        return ("add", *(("mul", x, y) for x, y in zip(row, column, strict=True)))
 
-    return ("matrix", tuple(tuple(cell(row, column) for column in columns) for row in a[1]))
+def _power(matrix: Node, exponent: Node) -> Node:
+    if exponent == ("sym", "T"):
+        return _matrix(zip(*matrix[1], strict=True))
+    if exponent[0] != "num" or exponent[1] not in range(1, MAX_MATRIX + 1):
+        raise Unreadable("a power of a matrix")
+    result = matrix
+    for _ in range(int(exponent[1]) - 1):
+        result = _product(result, matrix)
+    return result

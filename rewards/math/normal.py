@@ -15,6 +15,7 @@ _VOID = re.compile(
     r"|\\[,;:! ]|[~\s]+|\\[()\[\]]|(?<!\\)\$"
 )
 _FRACTION = re.compile(r"\\[dtc]frac(?![a-zA-Z])")
+_DOTS = re.compile(r"\\(?:dots|cdots|dotsc)(?![a-zA-Z])|\.\.\.")
 _WRAPPED = re.compile(
     r"\\(?:text|textbf|textit|textrm|textnormal|mbox|mathrm|mathbf|boxed|bf|rm)\{([^{}\\]*)\}"
 )
@@ -30,19 +31,18 @@ _TRAILING_UNIT = re.compile(
 _NUMBER = re.compile(
     r"(?:\\?\$)?([-+]?)(?:\\?\$)?((?:[1-9]\d{0,2}(?:,\d{3})+|\d{1,15})(?:\.\d{1,6})?)"
 )
-_NAMED_UNIT = re.compile(r"[\d}]\s*(?:\\text\{\s*)?([A-Za-z]{2,})\s*\}?$")
 _LETTERS = re.compile(r"(?<![\\A-Za-z])[A-Za-z]")
 _SPACES = re.compile(r"(?<!\d)\s+|\s+(?!\s|\d)")  # 4 2 is not 42
-_TRAILING = " \t\n.,;:*"
+_AROUND = " \t\n,;:*"  # and a point behind, but .5 is not 5
 
 
 @lru_cache(maxsize=8192)
 def normalised(text: str) -> str:
     """``text`` without what only changes how it looks; equal texts are equal answers."""
     text = _VOID.sub(" ", plain(text[: 2 * MAX_CHARS]))
-    text = _FRACTION.sub(lambda _: "\\frac", text)
+    text = _DOTS.sub(lambda _: "\\ldots", _FRACTION.sub(lambda _: "\\frac", text))
     text = _WRAPPED.sub(lambda match: match[1], text)
-    return _SPACES.sub("", text).strip(_TRAILING)
+    return _SPACES.sub("", text).lstrip(_AROUND).rstrip(_AROUND + ".")
 
 
 def number(text: str) -> Decimal | None:
@@ -69,21 +69,21 @@ def decimal_comma(text: str) -> str:
     return f"{match[1]}.{match[2]}" if match else text
 
 
-def without_unit(gold: str, pred: str) -> list[tuple[str, str]]:
+def without_unit(gold: str, pred: str, gold_named: bool, pred_named: bool) -> list[tuple[str, str]]:
     """The pair again, where a side ends in a unit that looks like a variable (5 m).
 
-    Taken off when the other side has no letters, written as text when that ends in a unit as well.
+    Taken off when the other side has no letters, written as text when that is ``named``: has a
+    known unit as well.
     """
     pairs = []
-    for with_unit, other in ((pred, gold), (gold, pred)):
+    for with_unit, other, named in ((pred, gold, gold_named), (gold, pred, pred_named)):
         match = _TRAILING_UNIT.fullmatch(plain(with_unit).strip())
         if not match or match[2] not in UNITS - {"in"}:
             continue
-        named = _NAMED_UNIT.search(other.strip()[-40:])
         if not _LETTERS.search(other):
             told = match[1]
-        elif named and named[1] in UNITS:
-            told = f"{match[1]}\\text{{unit {with_unit.strip()[len(match[1]) :]}}}"
+        elif named:
+            told = f"{match[1]}\\text{{unit {plain(with_unit).strip()[len(match[1]) :]}}}"
         else:
             continue
         pairs.append((gold, told) if with_unit is pred else (told, pred))

@@ -13,7 +13,7 @@ from fractions import Fraction
 from typing import Any
 
 from rewards.math.exact import Irrational, series_range, variables
-from rewards.math.limits import MAX_MAGNITUDE_BITS, TooLarge, Undefined
+from rewards.math.limits import MAX_APPROXIMATED, MAX_MAGNITUDE_BITS, TooLarge, Undefined
 
 Node = tuple[Any, ...]
 
@@ -108,8 +108,12 @@ class Evaluator:
         self.mp = mpmath
         self.point = point
         self.largest = mpmath.mpf(0)
+        self.left = MAX_APPROXIMATED
 
     def value(self, node: Node) -> Any:
+        self.left -= 1
+        if self.left < 0:
+            raise TooLarge(f"more than {MAX_APPROXIMATED} values to compute")
         kind = node[0]
         if kind == "sym" and node in self.point:
             return self.point[node]

@@ -47,7 +47,7 @@ def assigned_value(relation: Node) -> Node | None:
     left, right = relation[2]
     if _is_name(left) and not exact.variables(left) & exact.variables(right):
         return tuple(right)
-    if left[0] == "call":
+    if left[0] == "call" or (left[0] == "div" and _is_name(left)):
         return tuple(right)
     if _is_name(right) and not exact.variables(left):
         return tuple(left)
@@ -57,7 +57,13 @@ def assigned_value(relation: Node) -> Node | None:
 def _is_name(node: Node) -> bool:
     if node[0] in ("sym", "call", "text"):
         return True
+    if node[0] == "div":  # dy/dx
+        return all(part[0] == "mul" and part[1] == ("sym", "d") for part in node[1:])
     if node[0] == "mul":  # AB = 4: a segment
+        return all(part[0] == "sym" and part[1].isupper() for part in node[1:])
+    if node[:2] == ("fn", "abs"):
+        return node[2][0][0] == "mul" and _is_name(node[2][0])
+    if node[0] in ("union", "inter"):
         return all(part[0] == "sym" and part[1].isupper() for part in node[1:])
     items = node[3] if node[0] == "tuple" else node[1] if node[0] == "ratio" else ()
     return bool(items) and all(item[0] == "sym" for item in items)

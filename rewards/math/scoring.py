@@ -31,6 +31,7 @@ from rewards.math.grammar import parse
 from rewards.math.limits import MAX_CHARS, TooLarge, Unreadable
 from rewards.math.normal import choice, decimal_comma, normalised, number, without_unit
 from rewards.math.structure import Comparison
+from rewards.math.units import unit_of
 from rewards.registry import register
 from rewards.score import Outcome, Score
 from rewards.workers import WorkerDied, WorkerPool, WorkerRaised
@@ -180,7 +181,7 @@ class _Question:
             return self.judged(True, "string")
         try:
             verdict, tier = self._compare()
-        except TooLarge as error:
+        except (TooLarge, RecursionError) as error:
             return self._refused(error)
         except Exception as error:  # noqa: BLE001  boundary: model text must not end a run
             return Score(None, Outcome.ERROR, detail=f"{type(error).__name__}: {error}"[:500])
@@ -190,7 +191,7 @@ class _Question:
         assert self.pred is not None
         letter, chosen = choice(self.gold), choice(self.pred)
         if letter and chosen:
-            return letter == chosen, "structure"
+            return letter.upper() == chosen.upper(), "structure"
         for group in (True, False):
             gold, pred = _gold_node(self.gold, group), _node(self.pred, group)
             if gold is None or pred is None:
@@ -201,7 +202,8 @@ class _Question:
                 return verdict, comparison.tier
             if "," not in self.gold + self.pred:
                 break
-        for mine, theirs in without_unit(self.gold, self.pred):
+        named = [bool(node and node[0] == "unit" and unit_of(node[2])) for node in (gold, pred)]
+        for mine, theirs in without_unit(self.gold, self.pred, *named):
             gold, pred = _node(mine), _node(theirs)
             if gold is not None and pred is not None and Comparison().equal(gold, pred):
                 return True, "structure"
@@ -209,12 +211,12 @@ class _Question:
 
     def _unread(self, gold: Node | None, pred: Node | None) -> tuple[Verdict, str]:
         """One side is in no notation that the grammar has: sympy's, or nothing."""
-        from rewards.math.symbolic import may_reach_sympy
+        from rewards.math.symbolic import is_for_sympy
 
         assert self.pred is not None
         if gold is not None and gold[0] == "text":
             return False, "structure"
-        if may_reach_sympy(self.gold) and may_reach_sympy(self.pred):
+        if is_for_sympy(self.gold, self.pred):
             return None, "sympy"
         return False, "string"
 

@@ -15,7 +15,7 @@ from fractions import Fraction
 from typing import Any
 
 from rewards.math import exact, intervals, matrices, units
-from rewards.math.limits import MAX_ITEMS, TooLarge, Undefined, names
+from rewards.math.limits import MAX_COMPARED, MAX_ITEMS, TooLarge, Undefined, names
 
 Node = tuple[Any, ...]
 Verdict = bool | None
@@ -25,6 +25,17 @@ MIN_DIGITS = 5  # significant ones, for a decimal to stand for a fraction that i
 INFINITY = ("const", "inf")
 _NOT_WORDS = re.compile(r"[^0-9a-z+\-%/:]+")
 _NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
+_WORD_VALUES: dict[str, Node] = {
+    **dict.fromkeys(names("allrealnumbers allreals realnumbers reals"), ("reals",)),
+    **dict.fromkeys(
+        names("nosolution nosolutions norealsolution norealsolutions emptyset"), ("empty",)
+    ),
+    **dict.fromkeys(names("infinity +infinity positiveinfinity"), INFINITY),
+    **dict.fromkeys(names("-infinity negativeinfinity minusinfinity"), ("neg", INFINITY)),
+    "doesnotexist": ("text", "dne"),
+}
+_ARTICLE = re.compile(r"^\s*(?:an?|the)\s+(?!and\b|or\b)(?=[a-z]{2})")
+_AND = re.compile(r",?\s+and\s+|,")
 _SCALARS = names("num sym const add mul div pow neg fact fn call sum prod pct degree pm mp based")
 
 
@@ -41,15 +52,20 @@ class Comparison:
     def __init__(self, strong: Strong | None = None) -> None:
         self.strong = strong
         self.tier = "exact"
+        self.compared = 0
+        exact.start_counting()
 
     def equal(self, gold: Node, pred: Node) -> Verdict:
         """Whether ``pred`` answers what ``gold`` does. Raises TooLarge for what exceeds a bound."""
+        self.compared += 1
+        if self.compared > MAX_COMPARED:
+            raise TooLarge(f"more than {MAX_COMPARED} parts to compare")
         gold, pred = self._prepared(gold), self._prepared(pred)
         if gold[0] == "unit" or pred[0] == "unit":
             return self._units(gold, pred)
         if gold[0] == "text" or pred[0] == "text":
             self.tier = "structure"
-            return same_words(gold, pred)
+            return same_words(gold, pred) or self._listed(gold, pred)
         if gold[0] == "rel" or pred[0] == "rel":
             self.tier = "structure"
             return self._relations(gold, pred)
@@ -65,9 +81,20 @@ class Comparison:
             return shortened(node)
         if node[0] == "degree":
             return ("unit", node[1], "degree")
+        if node[0] == "text":
+            return _WORD_VALUES.get(words(node[1]), node)
+        if node[0] == "unit":
+            return _scaled(node)
+        if node[0] == "modulo" and node[1][0] == "rel" and node[1][2][0][0] == "sym":
+            return ("modulo", node[1][2][-1], node[2])
         if node[0] in _SCALARS and _has(node, ("pm", "mp")):
             return ("list", (_chosen(node, "+"), _chosen(node, "-")), "")
         return node
+
+    def _listed(self, gold: Node, pred: Node) -> Verdict:
+        """Whether words joined by commas and "and" are the same list."""
+        mine, theirs = _words_listed(gold), _words_listed(pred)
+        return min(len(mine), len(theirs)) > 1 and self.unordered(mine, theirs)
 
     # numbers and expressions
 
@@ -141,6 +168,8 @@ class Comparison:
         mine = gold[2] if gold[0] == "unit" else ""
         theirs = pred[2] if pred[0] == "unit" else ""
         hedged = [remark for remark in (mine, theirs) if units.is_hedge(remark)]
+        if gold[0] == "pct" or pred[0] == "pct":
+            mine, theirs = mine or "percent", theirs or "percent"
         if (hedged and words(mine) != words(theirs)) or units.differ(mine, theirs):
             self.tier = "structure"
             return False
@@ -153,9 +182,9 @@ class Comparison:
 
     def _containers(self, gold: Node, pred: Node) -> Verdict:
         mine, theirs = intervals.of(gold), intervals.of(pred)
-        if mine is not None and theirs is not None and "tuple" not in (gold[0], pred[0]):
-            return self.unordered(mine, theirs)
         kinds = {gold[0], pred[0]}
+        if mine is not None and theirs is not None and kinds != {"tuple"}:
+            return self.unordered(mine, theirs)
         if kinds == {"tuple"}:
             return gold[1:3] == pred[1:3] and self.in_order(gold[3], pred[3])
         if kinds <= {"tuple", "list"} and "tuple" in kinds:
@@ -166,15 +195,20 @@ class Comparison:
             return self._lists(gold, pred)
         if kinds == {"matrix"}:
             return self._matrices(gold[1], pred[1])
+        if kinds == {"set", "tuple"}:
+            return self._one_pair(gold, pred)
         if "ratio" in kinds:
             return self._ratios(gold, pred)
         if gold == pred:
             return True
-        if mine is not None and theirs is not None:
-            return self.unordered(mine, theirs)
         if gold[0] == pred[0] and gold[0] in ("union", "inter", "minus", "modulo"):
             return self.in_order(gold[1:], pred[1:])
         return False
+
+    def _one_pair(self, gold: Node, pred: Node) -> Verdict:
+        """``{(1, 2)}`` is the pair (1, 2)."""
+        whole, pair = (gold, pred) if gold[0] == "set" else (pred, gold)
+        return len(whole[1]) == 1 and whole[1][0][0] == "tuple" and self.equal(whole[1][0], pair)
 
     def _tuple_and_list(self, gold: Node, pred: Node) -> Verdict:
         pair, bare = (gold, pred) if gold[0] == "tuple" else (pred, gold)
@@ -265,14 +299,13 @@ class Comparison:
         return items
 
     def _ratios(self, gold: Node, pred: Node) -> Verdict:
-        """Part by part; a ratio of two may also be scaled, or be a fraction. A time may not."""
+        """Part by part, or scaled; a ratio of two may be a fraction. A time may not."""
         if gold[0] == pred[0]:
             verdict = self.in_order(gold[1], pred[1])
-            if verdict is not False or len(gold[1]) != 2 or _is_time(gold) or _is_time(pred):
+            if verdict is not False or _is_time(gold) or _is_time(pred):
                 return verdict
-            if len(pred[1]) != 2:
-                return False
-            return self.leaf(("div", *gold[1]), ("div", *pred[1]))
+            return self.in_order(*([("div", part, side[1][-1]) for part in side[1][:-1]]
+                                   for side in (gold, pred)))  # fmt: skip
         ratio, other = (gold, pred) if gold[0] == "ratio" else (pred, gold)
         if len(ratio[1]) != 2 or other[0] not in ("num", "div") or _is_time(ratio):
             return False
@@ -303,7 +336,7 @@ def shortened(node: Node) -> Node:
 
 def words(text: str) -> str:
     """Text with nothing but its letters, digits and signs, in lower case."""
-    spelled = _NOT_WORDS.sub("", text.lower())
+    spelled = _NOT_WORDS.sub("", _ARTICLE.sub("", text.lower()))
     return str(_NUMBERS.index(spelled)) if spelled in _NUMBERS else spelled
 
 
@@ -327,6 +360,23 @@ def _spelled(node: Node) -> str | None:
     if node[0] == "const":
         return str(node[1])
     return None
+
+
+def _words_listed(node: Node) -> list[Node]:
+    if node[0] == "list" and node[2] != "or":
+        return list(node[1])
+    if node[0] != "text":
+        return []
+    return [("text", part) for part in _AND.split(node[1]) if words(part)]
+
+
+def _scaled(node: Node) -> Node:
+    """``7 million people`` as 7,000,000 people."""
+    power, rest = units.scale(node[2])
+    if not power:
+        return node
+    value = ("mul", node[1], ("num", Fraction(10**power), 0))
+    return ("unit", value, rest) if rest.strip() else value
 
 
 def _with_unit(node: Node, remark: str) -> Node:

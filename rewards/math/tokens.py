@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from rewards.math.characters import plain
 from rewards.math.limits import MAX_CHARS, MAX_DIGITS, MAX_TOKENS, TooLarge, Unreadable, names
+from rewards.math.units import UNITS
 
 
 class Token(NamedTuple):
@@ -41,7 +42,8 @@ _SYNONYM = {
     "ctg": "cot", "arctg": "arctan", "cosec": "csc", "asin": "arcsin", "acos": "arccos",
     "atan": "arctan", "lg": "lg", "varepsilon": "epsilon", "vartheta": "theta", "phi": "varphi",
     "dots": "ldots", "cdots": "ldots", "dotsc": "ldots", "percent": "%", "imath": "i",
-    "iff": "Rightarrow", "implies": "Rightarrow", "infin": "infty", "N": "N", "R": "R",
+    "iff": "Rightarrow", "implies": "Rightarrow", "cr": "\\\\", "mod": "pmod",
+    "infin": "infty", "N": "N", "R": "R",
 }  # fmt: skip
 _TEXT = names(
     "text textbf textit textrm textnormal textsf texttt mbox hbox mathrm mathit mathsf mathbf "
@@ -82,9 +84,20 @@ _SCI = re.compile(r"[eE]([+-]?\d{1,6})(?![\w.])")
 _PERIOD = re.compile(r"\\overline\s*\{(\d{1,40})\}|\\dot\s*\{?(\d)\}?|\\bar\s*\{(\d{1,40})\}")
 _LISTS = {"cases", "aligned", "align", "gathered"}
 _HALF_DAY = re.compile(r"\b([ap])\.\s?m\b\.?", re.IGNORECASE)
+_HOUR = re.compile(r"(?<=\d)\s?([ap]m)\b", re.IGNORECASE)
+_LIKE_COMMANDS = re.compile(r"(?<=\d)\s?(in|min|sec|deg)\.?\s*$")  # units at the end
+_TEMPERATURE = re.compile(
+    r"\^\s?\{?\s?\\circ\s?\}?\s?(?:\\(?:text|mathrm)\{[\s~]?)?([CF])\b(?![_^(])\s?\}?"
+)
+_SCALES = {"C": r"\text{ celsius}", "F": r"\text{ fahrenheit}"}
 _CURRENCIES = {"euro", "pound", "yen", "rupee"}
+_MATHEMATICS = re.compile(  # in \text{}, with a number in it
+    r"(?=\D*\d)(?:[\d\s()\[\].,;+\-*/=$\\]|\band\b|\bor\b)*"
+)
+_COUNTED = re.compile(r"(-?\d[\d.,]*)\s+([A-Za-z]{2}[A-Za-z ]*)")  # \text{18 students}
 _NOT_DIGITS = re.compile(r"[^\d.]")
 _BRACE = re.compile(r"\s*\{")
+_BEHIND_UNIT = re.compile(r"\s*(?:$|[\^/.,;)\]}]|\\(?:cdot|text|mathrm|,)(?![a-z]))")
 
 
 class Lexer:
@@ -93,7 +106,9 @@ class Lexer:
     def __init__(self, text: str, group: bool = True) -> None:
         if len(text) > MAX_CHARS:
             raise TooLarge(f"longer than {MAX_CHARS} characters")
-        self.text = _HALF_DAY.sub(r"\1m", _DOUBLE.sub(lambda _: "\\", plain(text)))
+        text = _HALF_DAY.sub(r"\1m", _DOUBLE.sub(lambda _: "\\", plain(text)))
+        text = _LIKE_COMMANDS.sub(r"\\text{ \1}", _HOUR.sub(r"\\text{\1}", text))
+        self.text = _TEMPERATURE.sub(lambda scale: _SCALES[scale[1]], text)
         self.group = group
         self.at = 0
         self.open = 0  # brackets around the place
@@ -172,7 +187,7 @@ class Lexer:
             environment = self._braces(brace.end()).strip("* ") if brace else ""
             if environment not in _LISTS:  # whose rows are items of a list
                 self._add(name, environment)
-        elif name in ("hspace", "vspace", "color", "label", "tag") and (
+        elif name in ("hspace", "vspace", "color", "textcolor", "label", "tag") and (
             brace := _BRACE.match(self.text, self.at)
         ):
             self._braces(brace.end())
@@ -206,7 +221,11 @@ class Lexer:
             self.at = 0
             return
         word = word.replace("~", " ").replace("\\ ", " ").replace("\\,", " ").strip(" $")
-        if re.fullmatch(r"[A-Za-z]", word):
+        last = self.out[-1] if self.out else None
+        behind_value = last and (last.kind == "num" or last.value in ("}", ")"))
+        if word in UNITS and behind_value and _BEHIND_UNIT.match(self.text, self.at):
+            self._add("text", word)
+        elif re.fullmatch(r"[A-Za-z]", word):
             self._add("letter", word)
         elif word in FUNCTIONS:
             self._add("cmd", word)
@@ -214,6 +233,12 @@ class Lexer:
             self._add("cmd", word.strip(" ,.").lower())
         elif re.fullmatch(r"[-+]?\d+(\.\d+)?(/\d+)?|\\?%", word):
             self.text = " " + inside + " " + self.text[self.at :]
+            self.at = 0
+        elif _MATHEMATICS.fullmatch(word):
+            self.text = f" {inside} " + self.text[self.at :]
+            self.at = 0
+        elif counted := _COUNTED.fullmatch(word):
+            self.text = f" {counted[1]} \\text{{ {counted[2]}}}" + self.text[self.at :]
             self.at = 0
         elif word in _CURRENCIES and re.match(r"\s*-?[\d.]", self.text[self.at : self.at + 9]):
             self.currency = word

@@ -12,12 +12,12 @@ _KINDS = """
 mm millimeter millimetre; cm centimeter centimetre; m meter metre; km kilometer kilometre
 in inch inches; ft foot feet; yd yard; mi mile; nm nanometer nanometre
 mg milligram; g gram; kg kilogram kilo; ton tonne; lb lbs pound; oz ounce
-ms millisecond; s sec second; min minute; hr hour; day; week; month; year yr; decade; century
+ms millisecond; s sec second; min minute; hr hour h; day; week; month; year yr; decade; century
 L liter litre; ml milliliter millilitre mL; gallon gal; cup; pint; quart
 N newton; J joule; kJ kj kilojoule; W watt; kW kw kilowatt; V volt
 pa pascal Pa; hz hertz Hz
 mol mole; K kelvin; cal calorie; kcal; ev eV
-rad radian radians; degree degrees deg
+rad radian radians; degree degrees deg; celsius centigrade; fahrenheit
 dollar dollars usd bucks; cent cents; euro euros eur; pound_sterling gbp; yen yuan rmb; rupee rupees
 percent pct percentage
 """
@@ -26,7 +26,7 @@ for _line in _KINDS.replace("\n", ";").split(";"):
     _names = _line.split()
     for _name in _names:
         _CANONICAL[_name] = _names[0]
-        if len(_name) > 3 and not _name.endswith("s"):
+        if len(_name) > 2 and not _name.endswith("s"):
             _CANONICAL[_name + "s"] = _names[0]
 _CANONICAL["yuan"] = _CANONICAL["rmb"] = "yuan"
 UNITS = frozenset(_CANONICAL) | {"mph", "kph", "kmh"}
@@ -34,6 +34,8 @@ UNITS = frozenset(_CANONICAL) | {"mph", "kph", "kmh"}
 _POWER = {"square": 2, "squared": 2, "sq": 2, "cubic": 3, "cubed": 3}
 _SPEEDS = {"mph": "mi", "kmh": "km", "kph": "km"}
 _PIECE = re.compile(r"[A-Za-z]+|\^|/|\d+|-")
+_TEMPERATURES = {"celsius", "fahrenheit"}  # and "degree" is then a filler
+_HALVES = {"am", "pm"}  # of a day
 _FILLER = {
     "per",
     "of",
@@ -56,6 +58,16 @@ _HEDGES = re.compile(
 )
 
 
+_SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
+_SCALE = re.compile(rf"\s*({'|'.join(_SCALES)})\b", re.IGNORECASE)
+
+
+def scale(remark: str) -> tuple[int, str]:
+    """(power of ten, rest of the remark): (6, " dollars") of ``million dollars``, else 0."""
+    match = _SCALE.match(remark)
+    return (_SCALES[match[1].lower()], remark[match.end() :]) if match else (0, remark)
+
+
 def is_hedge(remark: str) -> bool:
     """Whether text behind a value changes what the answer is."""
     return bool(_HEDGES.search(remark))
@@ -65,7 +77,7 @@ def unit_of(remark: str) -> tuple[tuple[str, int], ...] | None:
     """Sorted (unit, power) pairs, or None when a word in it is not a unit."""
     powers: dict[str, int] = {}
     sign, pending, last = 1, 1, ""
-    pieces = _PIECE.findall(remark.replace("_", " "))
+    pieces = _PIECE.findall(remark.replace("_", " ").replace("per cent", "percent"))
     for i, piece in enumerate(pieces):
         word = piece if piece in _CANONICAL else piece.lower()
         if word in _SPEEDS:
@@ -92,6 +104,12 @@ def unit_of(remark: str) -> tuple[tuple[str, int], ...] | None:
 
 
 def differ(remark: str, other: str) -> bool:
-    """Whether two remarks name known units that are not the same."""
-    mine, theirs = unit_of(remark), unit_of(other)
+    """Whether two remarks name known units, or halves of the day, that are not the same."""
+    halves = [one.strip().lower() for one in (remark, other)]
+    if set(halves) <= _HALVES:
+        return halves[0] != halves[1]
+    mine, theirs = dict(unit_of(remark) or ()), dict(unit_of(other) or ())
+    if _TEMPERATURES & (mine.keys() | theirs.keys()):
+        mine.pop("degree", None)
+        theirs.pop("degree", None)
     return bool(mine and theirs and mine != theirs)

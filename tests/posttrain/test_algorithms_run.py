@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import envs
 import posttrain
 from posttrain.presets import PRESETS
 from posttrain.run_dir import RunDir
+from tests import forked
 from tests.posttrain.documented import undocumented
 
 JOB = Path(__file__).with_name("small_job.py")
@@ -129,15 +130,14 @@ def test_a_killed_ppo_run_resumes_to_the_same_bits(checkpoint: Path, tmp_path: P
     )  # fmt: skip
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     command = [sys.executable, str(JOB), str(checkpoint)]
-    subprocess.run([*command, str(whole), settings], check=True, timeout=200, capture_output=True)
-    with subprocess.Popen(
-        [*command, str(cut), settings], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    ) as process:
-        metrics = cut / "metrics.jsonl"
-        while process.poll() is None:
-            if metrics.exists() and metrics.read_text().count('"value_loss"') == 3:
-                process.kill()
-        assert process.wait(timeout=60) == -9
-    subprocess.run([*command, str(cut), settings], check=True, timeout=200, capture_output=True)
+    assert forked.start([*command, str(whole), settings]).wait(200) == 0
+    process = forked.start([*command, str(cut), settings])
+    metrics = cut / "metrics.jsonl"
+    while process.poll() is None:
+        if metrics.exists() and metrics.read_text().count('"value_loss"') == 3:
+            process.kill()
+        time.sleep(0.005)
+    assert process.wait(60) == -9
+    assert forked.start([*command, str(cut), settings]).wait(200) == 0
     one, other = (load_file(run / "model/model.safetensors") for run in (whole, cut))
     assert [name for name in one if not torch.equal(one[name], other[name])] == []

@@ -4,7 +4,6 @@ import asyncio
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -28,6 +27,7 @@ from posttrain.row_tensors import RowTensors
 from posttrain.run_dir import RunDir
 from posttrain.types import Sample
 from posttrain.vllm_engine import VllmEngine
+from tests import forked
 
 PROBE = np.arange(2, 42)
 RATE = 1e-3
@@ -371,7 +371,7 @@ def _job(checkpoint, run_dir):
     given = json.dumps({"learner": TRAIN | {"threads": 1, "lora": {"rank": 8}}})
     log = (run_dir.parent / f"{run_dir.name}.log").open("a")
     command = [sys.executable, str(JOB), str(checkpoint), str(run_dir), given]
-    return subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=log)
+    return forked.start(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=log)
 
 
 @pytest.mark.slow

@@ -262,3 +262,20 @@ def test_an_engine_is_busy_while_a_request_runs_and_not_while_it_is_paused(play,
     alone, during = play(story, fake)
     assert 0.15 < alone < 1.0
     assert during == 0.0
+
+
+def test_servers_share_the_requests_evenly(play, ask):
+    """Two real servers in one run, and that they leave nothing behind: tests/test_main_job.py."""
+    fakes = FakeVllm(), FakeVllm()
+
+    async def story(engine):
+        for fake in fakes:
+            fake.release.clear()
+        running = [asyncio.create_task(engine.generate(ask(i))) for i in range(16)]
+        await asyncio.sleep(0)  # each picks its server
+        shares = [replica.in_flight for replica in engine._replicas]
+        for fake in fakes:
+            fake.release.set()
+        return shares, len(await asyncio.gather(*running))
+
+    assert play(story, *fakes) == ([8, 8], 16)

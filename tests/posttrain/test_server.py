@@ -214,34 +214,3 @@ def test_a_server_that_hangs_is_noticed_while_nobody_asks_it_anything(
     before = vllm_engine.restarts
     loop(stop_and_wait())
     assert len(loop(vllm_engine.generate(ask("after")))) == 16
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(400)
-def test_two_servers_share_the_requests_and_leave_nothing_behind(
-    vllm_config, learner, loop, ask, tmp_path
-):
-    pytest.importorskip("vllm")
-    requests = [ask(i, seed=i, max_tokens=32) for i in range(16)]
-    learner.move()
-
-    async def run():
-        engine = VllmEngine(vllm_config(servers=2), tmp_path)
-        try:
-            await engine.start()
-            groups = [replica.server.pid for replica in engine._replicas]
-            report = await engine.sync(learner.publish())
-            running = [asyncio.create_task(engine.generate(request)) for request in requests]
-            await asyncio.sleep(0)  # each picks its server
-            shares = [replica.in_flight for replica in engine._replicas]
-            return groups, report, shares, await asyncio.gather(*running)
-        finally:
-            await engine.close()
-
-    groups, report, shares, completions = loop(run())
-    assert shares == [8, 8]
-    assert report.probe_gap < 0.03
-    for request, completion in zip(requests, completions, strict=True):
-        assert learner.gap(request, completion).mean < 0.03
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["server-0.log", "server-1.log"]
-    assert wait_until(lambda: [members(group) for group in groups] == [[], []], seconds=5)

@@ -21,6 +21,7 @@ from posttrain.status import read_status
 from posttrain.status_text import render
 from posttrain.types import Group
 from posttrain.waits import waiting
+from tests import forked
 
 JOB = Path(__file__).with_name("small_job.py")
 QUICK = {"steps": 2, "evaluation": {"tasks": 0}}
@@ -30,7 +31,7 @@ def _start(checkpoint, run_dir, **settings):
     command = [sys.executable, str(JOB), str(checkpoint), str(run_dir), json.dumps(settings)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     log = (run_dir.parent / "log").open("a")
-    return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+    return forked.start(command, env=environment, stdout=log, stderr=log)
 
 
 def _ask(run_dir):

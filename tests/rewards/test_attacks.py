@@ -41,7 +41,7 @@ ATTACKS = (
 )
 LATE_S = 2.0  # what a busy machine may add to a deadline
 BATTLE_S = 150.0
-RUNS = 300
+RUNS = 150
 # Over at once, and each leaves something else to clean up.
 QUICK_ATTACKS = (
     "daemon_that_holds_the_pipes",
@@ -258,7 +258,7 @@ def test_a_program_cannot_be_laid_out_elsewhere(battle: Battle, path: str) -> No
     assert battle.sandbox.run(canary()).ok
 
 
-def test_three_hundred_runs_leave_nothing(battle: Battle) -> None:
+def test_many_runs_leave_nothing(battle: Battle) -> None:
     """Attacks and ordinary programs in turn: no process, descriptor, file, mount or memory."""
     names = (*QUICK_ATTACKS, "", "", "")
     by_name = {attack.name: attack for attack in ATTACKS}

@@ -98,6 +98,14 @@ LONG = {
     "roots of ten": r"\sqrt{10^{10^{10}}}",
     "exponentials": r"e^{e^{e^{e^{e^{e}}}}}",
     "a sine": r"\sin(10^{10^{8}})",
+    "sums in sums": r"\sum_{i=1}^{100}\sum_{j=1}^{100}\sum_{k=1}^{100}\sum_{l=1}^{100} 1",
+    "fewer unions": r"\cup".join(["[1,2]"] * 200),
+    "products of matrices": r"\begin{pmatrix}x&1\\1&y\end{pmatrix}" * 40,
+    "sets in sets": r"\{" * 8 + "1" + r",3\},\{3\}" * 7 + r"\}",
+    "factorials": "3" + "!" * 1000,
+    "percents": "3" + "\\%" * 700,
+    "limits": r"\lim_{x\to 0}1" * 30,
+    "empty braces": "{" * 20 + "}" * 20,
     "an integral": r"\int_0^1 x^{x^{x^{x}}} dx",
 }
 
@@ -128,6 +136,7 @@ LONG_RESPONSES = {
     "bare boxes": ("\\boxed" * 30_000, False),
     "hashes": ("####" * 30_000 + "42", True),
     "fences": ("```python\n" * 20_001 + "\\boxed{42}", False),
+    "lines behind": ("\\boxed{42}" + "\n" * 50_000, True),
     "gaps": (("\\boxed{42}" + " , " * 30) * 200, True),
     "tags": ("<answer>" * 40_000 + "42", False),
     "displays": ("\\[" * 50_000, False),

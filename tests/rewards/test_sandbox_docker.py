@@ -509,3 +509,12 @@ def test_a_fork_neither_uses_nor_ends_it(sandbox):
             os._exit(code)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
     assert sandbox.run(python("print(1)")).stdout == b"1\n"
+
+
+def test_a_host_that_is_not_there_is_bad_input(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from posttrain.cli import main
+
+    assert main(["sandbox", "build", "--host", f"unix://{tmp_path}/none.sock"]) == 2
+    assert f"nothing was built: Docker at unix://{tmp_path}/none.sock" in capsys.readouterr().err

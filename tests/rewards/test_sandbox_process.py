@@ -56,7 +56,8 @@ def test_memory_and_processes_are_limited(sandbox: ProcessSandbox) -> None:
     limits = Limits(wall_s=40, memory_bytes=128 << 20, processes=10)
     big = sandbox.run(Program(("python3", "-c", "b'x' * (1 << 29)"), limits=limits))
     assert not big.ok and (big.ending is Ending.MEMORY or b"MemoryError" in big.stderr)
-    bomb = "import os, time\nfor _ in range(30): os.fork() or time.sleep(9)"
+    # The parent stays a moment: where only looking finds them, that takes 20 ms and more.
+    bomb = "import os, time\nfor _ in range(30): os.fork() or time.sleep(9)\ntime.sleep(2)"
     start = time.monotonic()
     assert not sandbox.run(Program(("python3", "-c", bomb), limits=limits)).ok
     assert time.monotonic() - start < 30

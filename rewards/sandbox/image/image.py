@@ -120,8 +120,11 @@ def build(
         raise UsageError(f"unknown method {method!r}.{did_you_mean(method, METHODS)}")
     recipe = Recipe.of(languages, packages)
     name = f"{IMAGE}:{recipe.tag}"
-    engines = [Engine(url) for url in hosts or default_hosts()]
-    lacking = [one for one in engines if force or one.image_labels(name) is None]
+    try:
+        engines = [Engine(url) for url in hosts or default_hosts()]
+        lacking = [one for one in engines if one.image_labels(name) is None or force]
+    except SandboxError as error:
+        raise UsageError(f"nothing was built: {error}") from error
     if method != "debootstrap":
         lacking = [one for one in lacking if not _by_dockerfile(one, recipe, base, method)]
     if lacking:
