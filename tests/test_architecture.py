@@ -37,7 +37,7 @@ PACKAGES = {
 # one entry. Every module must be here, and nothing that is gone.
 ORDER = [
     *("errors", "waits", "busy", "shadowing", "types", "presets", "config", "seeds", "jsonl"),
-    *("memory", "provenance", "run_lock", "status_file", "rollout_files", "run_dir"),
+    *("memory", "new_folder", "provenance", "run_lock", "status_file", "rollout_files", "run_dir"),
     *("registry", "advantages", "token_tensors", "corrections", "losses", "algorithm"),
     *("packed_attention", "token_logprobs", "policy", "batching"),
     *("chat", "rollout", "buffer"),
@@ -48,7 +48,8 @@ ORDER = [
     *("logprob_server", "step", "checkpoint", "evaluate"),
     *("console", "trackers", "trainers", "report"),
     *("preflight", "tasks", "preparation", "job", "loop", "execution", "evaluation"),
-    *("status", "status_text", "plan", "plan_text", "doctor_probes", "doctor", "api", "cli"),
+    *("status", "status_text", "plan", "plan_text", "doctor_probes", "doctor", "api"),
+    *("export", "serving", "cli"),
 ]
 
 # Heavy package -> the only modules that import it.
