@@ -31,6 +31,7 @@ HELP = """\
 /save FILE         write the conversation as one line of JSON, as `posttrain.sft` reads it
 /quit              or the end of the input"""
 
+_HERE = ("127.0.0.1", "localhost", "::1")
 Chunk = dict[str, Any]
 
 
@@ -115,7 +116,7 @@ class Talk:
                     written.append(text)
                     print(text, end="", flush=True)
         print(flush=True)
-        _say(_pace(usage.get("completion_tokens", 0), began, first))
+        _say(_pace(usage.get("completion_tokens", len(written)), began, first))
 
     def _command(self, line: str) -> bool:
         name, _, rest = line.partition(" ")
@@ -219,6 +220,7 @@ class Remote:
             base_url=url,
             headers={"Authorization": f"Bearer {key}"} if key else {},
             timeout=httpx.Timeout(None, connect=5.0),  # a person waits, and has Ctrl-C
+            trust_env=httpx.URL(url).host not in _HERE,  # no proxy on the way to this machine
         )
         try:
             return cls(http, await _model_name(http, url, name))

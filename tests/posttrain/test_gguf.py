@@ -1,5 +1,6 @@
 """GGUF files, read back by transformers' own reader: the same tokens and the same log-probs."""
 
+import gguf
 import pytest
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -20,8 +21,6 @@ from posttrain.errors import RunError, UsageError
 from posttrain.export import gguf_file
 from posttrain.export.export import Wishes, export
 from pretrain.tokenizer import CHAT_TEMPLATE
-
-gguf = pytest.importorskip("gguf")
 
 SMALL = {
     "hidden_size": 128,
