@@ -144,3 +144,18 @@ def _calling(results: Sequence[Message]) -> dict[str, Any]:
     names = [str(m.get("name") or "tool") for m in results if m["role"] == "tool"]
     calls = [_as_openai(name, {}, number) for number, name in enumerate(names)]
     return {"role": "assistant", "content": _ANSWER, "tool_calls": calls}
+
+
+def end_ids(tokenizer: Any, generation: Any) -> tuple[int, ...]:
+    """The tokens that end an answer: the template's, the tokenizer's, the checkpoint's.
+
+    ``generation``: the checkpoint's GenerationConfig.
+    """
+    try:
+        template = Chat(tokenizer).stop_token_ids
+    except UsageError:  # without a template only the end of text ends anything
+        ended = tokenizer.eos_token_id
+        template = () if ended is None else (int(ended),)
+    named = generation.eos_token_id
+    own = named if isinstance(named, list) else [] if named is None else [named]
+    return tuple(dict.fromkeys((*template, *own)))

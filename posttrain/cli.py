@@ -14,6 +14,8 @@ from typing import Any
 from posttrain.errors import RunError, UsageError
 from posttrain.evaluation.command import add_parsers as add_evaluation_parsers
 from posttrain.evaluation.decontaminate import add_parser as add_decontaminate_parser
+from posttrain.export.command import add_parsers as add_export_parsers
+from posttrain.serving.command import add_parsers as add_serving_parsers
 from rewards.judge.command import add_arguments as add_judge_arguments
 from rewards.judge.command import run as run_judge_audit
 
@@ -71,6 +73,8 @@ def _parser() -> argparse.ArgumentParser:
 
     add_evaluation_parsers(commands)
     add_decontaminate_parser(commands)
+    add_export_parsers(commands)
+    add_serving_parsers(commands)
     _audit_parser(commands)
     _sandbox_parser(commands)
 

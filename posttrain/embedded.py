@@ -171,7 +171,7 @@ class EmbeddedEngine:
 
     @torch.inference_mode()
     def _generate(self, requests: list[Request], version: int) -> list[Completion]:
-        batch = _Batch(self._model, requests)
+        batch = DecodingBatch(self._model, requests)
         while batch.alive:
             batch.step()
         return [batch.completion(i, version) for i in range(len(requests))]
@@ -181,7 +181,7 @@ def _order(request_id: str) -> list[int | str]:
     return [int(part) if part.isdigit() else part for part in request_id.split("-")]
 
 
-class _Batch:
+class DecodingBatch:
     """Rows being decoded together. Prompts are padded on the left; a finished row is dropped from
     the cache, so that nothing is computed for it again."""
 

@@ -72,9 +72,23 @@ def check_settings(config: GrpoConfig) -> GrpoConfig:
 
 def model_window(model: str, config: GrpoConfig) -> int:
     """The window in tokens, from the checkpoint's config. Raises UsageError when it is none."""
+    longest = int(getattr(read_config(model), "max_position_embeddings", _LONGEST_WINDOW))
+    asked = config.rollout.max_model_len
+    if asked > longest:
+        raise UsageError(f"rollout.max_model_len = {asked}, and the model's window is {longest}")
+    return asked or min(longest, _LONGEST_WINDOW)
+
+
+def read_config(model: str) -> Any:
+    """The config of a checkpoint folder or hub name. Raises UsageError when it is none."""
     from transformers import AutoConfig
 
     path = Path(model)
+    if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
+        raise UsageError(
+            f"{model} is an adapter, not a checkpoint: posttrain merge {model} --out FOLDER "
+            "makes one of it and its base"
+        )
     if path.exists() and not (path / "config.json").is_file():
         raise UsageError(f"model {model} is not a checkpoint: it has no config.json")
     if not path.exists() and (path.is_absolute() or model.startswith(".") or model.count("/") != 1):
@@ -85,11 +99,7 @@ def model_window(model: str, config: GrpoConfig) -> int:
         raise UsageError(f"model {model} can't be read: {error}") from error
     if path.exists() and not [*path.glob("*.safetensors"), *path.glob("*.bin")]:
         raise UsageError(f"model {model} is not a checkpoint: it has a config and no weights")
-    longest = int(getattr(found, "max_position_embeddings", _LONGEST_WINDOW))
-    asked = config.rollout.max_model_len
-    if asked > longest:
-        raise UsageError(f"rollout.max_model_len = {asked}, and the model's window is {longest}")
-    return asked or min(longest, _LONGEST_WINDOW)
+    return found
 
 
 def load_chat(model: str) -> Chat:

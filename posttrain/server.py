@@ -137,20 +137,32 @@ class VllmServer:
             raise RunError("the server has not been started")
         return self._process.pid
 
+    def address(self) -> tuple[str, int]:
+        """Where it will listen."""
+        return HOST, _free_port()
+
+    def command(self, port: int) -> list[str]:
+        """What is run."""
+        return command(self.spec, port)
+
+    def environment(self) -> dict[str, str]:
+        """What it is run in."""
+        return environment(self.spec)
+
     async def start(self) -> None:
         """Start the process and wait until it answers. Raises RunError with the log's end."""
         began = time.monotonic()
-        port = _free_port()
-        self.url = f"http://{HOST}:{port}"
+        host, port = self.address()
+        self.url = f"http://{host}:{port}"
         self.spec.log_path.parent.mkdir(parents=True, exist_ok=True)
         guard = [sys.executable, "-I", "-S", str(Path(__file__).with_name("server_guard.py"))]
         with self.spec.log_path.open("ab") as log:
             self._process = subprocess.Popen(
-                [*guard, *command(self.spec, port)],
+                [*guard, *self.command(port)],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
-                env=environment(self.spec),
+                env=self.environment(),
                 start_new_session=True,
             )
         self._name = f"{self.spec.log_path.stem} (guard)"
@@ -235,13 +247,22 @@ def command(spec: ServerSpec, port: int) -> list[str]:
         flags["--max-lora-rank"] = next(rank for rank in _LORA_RANKS if rank >= spec.lora_rank)
         switches.append("--enable-lora")
     if spec.device == "cpu":
-        # A prompt prefilled in parts rewinds its request's generator, which on CPU raises and ends
-        # the engine: no prompt may be split.
-        switches += ["--enforce-eager", "--no-enable-chunked-prefill"]
-        flags["--max-num-batched-tokens"] = max(spec.max_model_len, _PREFILL_TOKENS)
+        more_flags, more_switches = cpu_flags(spec)
+        flags |= more_flags
+        switches += more_switches
     pairs = [text for flag, value in flags.items() for text in (flag, str(value))]
     module = "vllm.entrypoints.openai.api_server"  # the `vllm` command needs a package named so
     return [sys.executable, "-m", module, *pairs, *switches]
+
+
+def cpu_flags(spec: ServerSpec) -> tuple[dict[str, Any], list[str]]:
+    """Flags with values, and switches, that a server on a CPU needs.
+
+    A prompt prefilled in parts rewinds its request's generator, which on CPU raises and ends the
+    engine: no prompt may be split.
+    """
+    budget = max(spec.max_model_len, _PREFILL_TOKENS)
+    return {"--max-num-batched-tokens": budget}, ["--enforce-eager", "--no-enable-chunked-prefill"]
 
 
 def environment(spec: ServerSpec) -> dict[str, str]:

@@ -37,7 +37,7 @@ PACKAGES = {
 # one entry. Every module must be here, and nothing that is gone.
 ORDER = [
     *("errors", "waits", "busy", "shadowing", "types", "presets", "config", "seeds", "jsonl"),
-    *("memory", "checked_files"),
+    *("memory", "checked_files", "new_folder"),
     *("provenance", "run_lock", "status_file", "rollout_files", "run_dir"),
     *("registry", "advantages", "token_tensors", "corrections", "losses", "algorithm"),
     *("packed_attention", "token_logprobs", "policy", "batching"),
@@ -51,7 +51,8 @@ ORDER = [
     *("console", "trackers", "trainers", "report"),
     *("preflight", "tasks", "preparation", "job", "loop", "execution", "evaluation"),
     "resumption",
-    *("status", "status_text", "plan", "plan_text", "doctor_probes", "doctor", "api", "cli"),
+    *("status", "status_text", "plan", "plan_text", "doctor_probes", "doctor", "api"),
+    *("export", "serving", "cli"),
 ]
 
 # Heavy package -> the only modules that import it.

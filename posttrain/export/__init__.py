@@ -1,0 +1,1 @@
+"""Getting a model out: an adapter merged, a checkpoint rounded, described and measured."""

@@ -1,0 +1,211 @@
+"""``posttrain serve`` and ``posttrain chat``: their options, and what is refused before a start.
+
+Decides who may reach the server: this machine, unless there is an API key. Nothing heavy is
+imported until a command runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import importlib.util
+import ipaddress
+import os
+import socket
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from posttrain.errors import UsageError
+from posttrain.serving.gate import KEY_VARIABLE
+
+INSTALL = "pip install 'posttrain[serve]'"
+_LONGEST_WINDOW = 32768  # tokens; a larger one is taken only when asked for
+
+
+def add_parsers(commands: Any) -> None:
+    """``serve`` and ``chat``, on the parser of the command line."""
+    serve = commands.add_parser("serve", help="an OpenAI-compatible server of a checkpoint")
+    serve.add_argument("checkpoint", help="folder or hub name")
+    serve.add_argument("--host", default="127.0.0.1", help="another than loopback needs a key")
+    serve.add_argument("--port", type=int, default=8000, help="0: any that is free")
+    serve.add_argument("--engine", choices=("auto", "vllm", "embedded"), default="auto")
+    serve.add_argument("--name", help="of the model in requests (default: the folder's name)")
+    serve.add_argument("--log", type=Path, help="file for vLLM's log (default: a temporary one)")
+    serve.add_argument("--kv-cache-gib", type=float, default=1.0, help="vLLM on a CPU only")
+    _model_options(serve)
+    serve.set_defaults(run=_serve)
+
+    chat = commands.add_parser("chat", help="talk to a checkpoint or a server in the terminal")
+    chat.add_argument("model", metavar="CHECKPOINT_OR_URL", help="folder, hub name or http://...")
+    chat.add_argument("--system", default="", help="the system message")
+    chat.add_argument("--temperature", type=float, help="default: the checkpoint's own")
+    chat.add_argument("--max-tokens", type=int, help="of one answer (default: what the window has)")
+    chat.add_argument("--name", help="of the model on the server (default: its first)")
+    _model_options(chat)
+    chat.set_defaults(run=_chat)
+
+
+def _model_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto"
+    )
+    parser.add_argument("--max-model-len", type=int, default=0, help="window in tokens; 0: own")
+    parser.add_argument("--max-batch", type=int, default=64, help="completions computed at once")
+
+
+def _serve(options: argparse.Namespace) -> int:
+    """Serve until Ctrl-C, which is the ordinary end. Raises UsageError and RunError."""
+    os.environ.setdefault("TQDM_DISABLE", "1")  # the libraries' bars
+    check_host(options.host)
+    engine = _engine(options.engine)
+    window = window_of(options.checkpoint, options.max_model_len)
+    name = options.name or Path(options.checkpoint).resolve().name
+    taken = _bind(options.host, options.port)
+    try:
+        if engine == "vllm":
+            host, port = taken.getsockname()[:2]
+            taken.close()
+            asyncio.run(_with_vllm(options, window, name, (host, port)))
+        else:
+            _with_embedded(options, window, name, taken)
+    except KeyboardInterrupt:
+        print("posttrain: the server has ended", file=sys.stderr)
+    finally:
+        taken.close()
+    return 0
+
+
+def check_host(host: str) -> None:
+    """Raises UsageError for an address that others can reach, where there is no key."""
+    if host == "localhost":
+        return
+    try:
+        local = ipaddress.ip_address(host).is_loopback
+    except ValueError as error:
+        raise UsageError(f"--host {host!r} is not an IP address") from error
+    if not local and not os.environ.get(KEY_VARIABLE):
+        raise UsageError(
+            f"--host {host} lets others use the model: set the environment variable "
+            f"{KEY_VARIABLE} to a key that they have to send, or keep to 127.0.0.1"
+        )
+
+
+def window_of(checkpoint: str, asked: int) -> int:
+    """The window in tokens. Raises UsageError for what is no checkpoint, or a window too wide."""
+    from posttrain.preflight import read_config
+
+    config = read_config(checkpoint).get_text_config()
+    own = int(getattr(config, "max_position_embeddings", _LONGEST_WINDOW))
+    if asked > own:
+        raise UsageError(f"--max-model-len {asked}: the model's window is {own} tokens")
+    return asked or min(own, _LONGEST_WINDOW)
+
+
+def _engine(asked: str) -> str:
+    """ "vllm" or "embedded"; raises UsageError when what it needs is not installed."""
+    has_vllm = importlib.util.find_spec("vllm") is not None
+    if asked == "vllm" and not has_vllm:
+        from posttrain import server
+
+        raise UsageError(f"vLLM is not installed: {server.INSTALL}; or take --engine embedded")
+    if asked == "vllm" or (asked == "auto" and has_vllm):
+        return "vllm"
+    missing = [p for p in ("starlette", "uvicorn") if importlib.util.find_spec(p) is None]
+    if missing:
+        raise UsageError(f"the server needs {' and '.join(missing)}: {INSTALL}")
+    return "embedded"
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    taken = socket.socket(family)
+    taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        taken.bind((host, port))
+    except OSError as error:
+        taken.close()
+        raise UsageError(f"--port {port} on {host}: {error.strerror}") from error
+    return taken
+
+
+def _announce(name: str, engine: str, host: str, port: int) -> None:
+    """The address on standard output, for programs; the rest is for people."""
+    print(f"posttrain: {name} is served by the {engine} engine; Ctrl-C ends it", file=sys.stderr)
+    print(f"http://{f'[{host}]' if ':' in host else host}:{port}/v1", flush=True)
+
+
+# engines
+
+
+async def _with_vllm(
+    options: argparse.Namespace, window: int, name: str, address: tuple[str, int]
+) -> None:
+    from posttrain.export.checkpoint import dtype_of
+    from posttrain.server import ServerSpec, device_of_vllm
+    from posttrain.serving.vllm_front import Front, PublicServer
+
+    host, port = address
+    log = options.log or Path(tempfile.gettempdir()) / f"posttrain-serve-{port}.log"
+    spec = ServerSpec(
+        model=options.checkpoint,
+        log_path=log,
+        dtype=dtype_of(options.checkpoint) if options.dtype == "auto" else options.dtype,
+        max_model_len=window,
+        max_num_seqs=options.max_batch,
+        threads=len(os.sched_getaffinity(0)),
+        kv_cache_gib=options.kv_cache_gib,
+        device=device_of_vllm(),
+    )
+    server = PublicServer(spec, Front(host, port, name, end_ids_of(options.checkpoint)))
+    print(f"posttrain: starting vLLM; its log is {log}", file=sys.stderr)
+    try:
+        await server.start()
+        _announce(name, "vllm", host, port)
+        await server.watch()
+    finally:
+        await server.stop()
+
+
+def _with_embedded(
+    options: argparse.Namespace, window: int, name: str, taken: socket.socket
+) -> None:
+    import uvicorn
+
+    from posttrain.serving.app import make_app
+    from posttrain.serving.service import load_service
+
+    service = load_service(
+        options.checkpoint, name=name, dtype=options.dtype, window=window, rows=options.max_batch
+    )
+    if service.defaults.not_applied:
+        asked = ", ".join(service.defaults.not_applied)
+        print(f"posttrain: not applied by this engine: {asked}", file=sys.stderr)
+    taken.listen()
+    _announce(name, "embedded", *taken.getsockname()[:2])
+    config = uvicorn.Config(
+        make_app(service), log_level="warning", access_log=False, timeout_graceful_shutdown=3
+    )
+    uvicorn.Server(config).run(sockets=[taken])
+
+
+def end_ids_of(checkpoint: str) -> tuple[int, ...]:
+    """The tokens that end an answer."""
+    from transformers import GenerationConfig
+
+    from posttrain.chat import end_ids
+    from posttrain.export.checkpoint import load_tokenizer
+
+    try:
+        generation = GenerationConfig.from_pretrained(checkpoint)
+    except OSError:  # it has no generation_config.json
+        generation = GenerationConfig()
+    return end_ids(load_tokenizer(checkpoint), generation)
+
+
+def _chat(options: argparse.Namespace) -> int:
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    from posttrain.serving.terminal import converse
+
+    return converse(options)

@@ -1,0 +1,84 @@
+"""vLLM's OpenAI-compatible server for users, behind the gate.
+
+Decides the command line. Unlike a rollout server it has no development routes, keeps the
+checkpoint's template and generation defaults, and listens where it was told. It runs under the
+same guard: it ends with this process, however that ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+from posttrain.errors import RunError
+from posttrain.server import ServerSpec, VllmServer, cpu_flags, environment
+
+_WATCH_EVERY_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Front:
+    """Where and as what the model is served."""
+
+    host: str
+    port: int
+    name: str
+    end_ids: tuple[int, ...]  # the tokens that end a turn
+
+
+class PublicServer(VllmServer):
+    """A vLLM server for users."""
+
+    def __init__(self, spec: ServerSpec, front: Front) -> None:
+        super().__init__(spec)
+        self._front = front
+
+    def address(self) -> tuple[str, int]:
+        """Where this machine reaches it: an address that stands for all of them can't be called."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self._front.host, self._front.host)
+        return f"[{host}]" if ":" in host else host, self._front.port
+
+    def command(self, port: int) -> list[str]:
+        return public_command(self.spec, self._front)
+
+    def environment(self) -> dict[str, str]:
+        env = environment(self.spec)
+        for name in ("VLLM_SERVER_DEV_MODE", "VLLM_ALLOW_RUNTIME_LORA_UPDATING"):
+            env.pop(name, None)
+        return env
+
+    async def watch(self) -> None:
+        """Until the server ends, which is an error: nobody asked it to."""
+        while self.alive():
+            await asyncio.sleep(_WATCH_EVERY_S)
+        raise RunError(f"the vLLM server ended\n{self.tail(40)}")
+
+
+def public_command(spec: ServerSpec, front: Front) -> list[str]:
+    """The command line of a server for users."""
+    flags: dict[str, Any] = {
+        "--model": spec.model,
+        "--served-model-name": front.name,
+        "--host": front.host,
+        "--port": front.port,
+        "--dtype": spec.dtype,
+        "--max-model-len": spec.max_model_len,
+        "--max-num-seqs": spec.max_num_seqs,
+        # The end of a turn is the template's business, and not every checkpoint names it.
+        "--override-generation-config": json.dumps({"eos_token_id": list(front.end_ids)}),
+        "--middleware": "posttrain.serving.gate.Gate",
+        "--uvicorn-log-level": "warning",
+    }
+    switches = ["--disable-uvicorn-access-log"]
+    if spec.device == "cpu":
+        # Imported in the worker, it asks the kernel for AMX; its methods have no route here.
+        flags["--worker-extension-cls"] = spec.worker_extension
+        flags["--kv-cache-memory-bytes"] = int(spec.kv_cache_gib * 2**30)
+        more_flags, more_switches = cpu_flags(spec)
+        flags |= more_flags
+        switches += more_switches
+    pairs = [text for flag, value in flags.items() for text in (flag, str(value))]
+    return [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *pairs, *switches]
