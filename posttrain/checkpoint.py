@@ -84,6 +84,11 @@ def find_start(folder: Path) -> Start:
         aside = path.with_name(f"{path.name}.damaged")
         shutil.rmtree(aside, ignore_errors=True)
         path.rename(aside)
+    if found is None and (old := sorted(folder.glob("step-*/loop.json"))):
+        raise RunError(
+            f"{folder.parent} can't be resumed: {old[-1].parent.name} was written by an older "
+            f"version, whose checkpoints are not read. Remove {folder} to train again from the start"
+        )
     for path in folder.glob("step-*.tmp"):
         shutil.rmtree(path)
     if found is None:

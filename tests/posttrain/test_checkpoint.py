@@ -287,3 +287,10 @@ def test_the_command_line_refuses_what_would_be_another_run(tmp_path: Path, caps
     assert (tmp_path / "run" / "config.json").read_bytes() == before
     with pytest.raises(UsageError, match="grpo.steps = 100, and the run's checkpoint has 120"):
         check_length(job(), 120)
+
+
+def test_a_checkpoint_of_an_older_version_is_not_passed_over(tmp_path):
+    (tmp_path / "checkpoints" / "step-000004").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "step-000004" / "loop.json").write_text("{}")
+    with pytest.raises(RunError, match="step-000004 was written by an older version"):
+        find_start(tmp_path / "checkpoints")
