@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rewards import UsageError
+from rewards.chat_server import base_url
 from rewards.http import jitter, retry_after_s
 from rewards.judge.ranking import PRIOR, bradley_terry, copeland, points_of_ranks
 from rewards.judge.rubric import Criterion, Rubric, read_rubric
-from rewards.chat_server import base_url
 from rewards.judge.untrusted import KEYS, Frame, show
 from rewards.judge.verdicts import NotAVerdict, example, parse, schema
 
