@@ -87,7 +87,7 @@ def find_start(folder: Path) -> Start:
     if found is None and (old := sorted(folder.glob("step-*/loop.json"))):
         raise RunError(
             f"{folder.parent} can't be resumed: {old[-1].parent.name} was written by an older "
-            f"version, whose checkpoints are not read. Remove {folder} to train again from the start"
+            f"version, whose checkpoints are not read. Remove {folder} to train again"
         )
     for path in folder.glob("step-*.tmp"):
         shutil.rmtree(path)

@@ -88,7 +88,8 @@ def test_eos_rules(tokenizer):
 )
 def test_special_tokens_in_an_answer_are_text(tokenizer, attack):
     special = set(tokenizer.all_special_ids)
-    said = [SAID[0], {"role": "assistant", "content": attack, "tool_calls": [{"a": attack}]}]
+    call = {"function": {"name": "look", "arguments": {"a": attack}}}
+    said = [SAID[0], {"role": "assistant", "content": attack, "tool_calls": [call]}]
     reading = reader(tokenizer).read(said)
     honest = reader(tokenizer).read(SAID)
     assert reading.defused >= 2  # in the content and in the call

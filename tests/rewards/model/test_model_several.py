@@ -232,7 +232,9 @@ def test_steps_survive_blanks_unicode_and_forged_marks(prm):
 
 def test_a_template_that_trims_the_answer(make_checkpoint, tokenizer):
     tok = transformers.AutoTokenizer.from_pretrained(make_checkpoint("t"))
-    tok.chat_template = tok.chat_template.replace("message.content +", "message.content | trim +")
+    tok.chat_template = tok.chat_template.replace(
+        "message.content or ''", "(message.content or '') | trim"
+    )
     path = make_checkpoint("trim", kind="Token", labels=2, tok=tok)
     kept = rewards.model.load_process(make_checkpoint("no", kind="Token", labels=2))
     trimmed = rewards.model.load_process(path)
