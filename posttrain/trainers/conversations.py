@@ -104,6 +104,21 @@ def conversations(source: Any) -> list[Conversation]:
     return found
 
 
+def each_answer(conversation: Conversation) -> list[Conversation]:
+    """One conversation for each trained answer, which ends with it; what came before is context."""
+    return [
+        Conversation(
+            (
+                *({**m, "weight": 0} if m["role"] == "assistant" else m for m in earlier),
+                conversation.messages[i],
+            ),
+            conversation.tools,
+        )
+        for i in conversation.trained
+        for earlier in [conversation.messages[:i]]
+    ]
+
+
 def detect(columns: Iterable[str]) -> Format:
     """The form of rows with these columns. Raises UsageError where it is no known one."""
     given = list(columns)
