@@ -24,7 +24,6 @@ from posttrain.trainers.conversations import (
     conversation,
     detect,
     each_answer,
-    name_of,
     read_rows,
 )
 from posttrain.trainers.masks import Rendered, Renderer
@@ -132,7 +131,7 @@ def _read(name: str, source: Any, settings: SftSettings, found: Examples) -> lis
     found.read[name] = len(rows)
     for number, row in enumerate(rows, 1):
         try:
-            with at_row(name_of(source), number):
+            with at_row(name, number):
                 talk = conversation(row)
         except UsageError:
             if settings.bad_rows == "error":

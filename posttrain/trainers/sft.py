@@ -100,6 +100,7 @@ def prepare(
     """Read, check and render everything. Raises UsageError; writes nothing."""
     settings = settings or SftSettings()
     sources = _sources(data, settings)
+    _check_more(settings.trl)
     tokenizer, starts = prepare_tokenizer(model, settings)
     check_lora(settings.lora, str(model), starts)
     _batches(settings)
@@ -122,6 +123,16 @@ def _sources(data: Any, settings: SftSettings) -> dict[str, Any]:
     if (data is None or data == "") == (not settings.mix):
         raise UsageError("give either data or mix = {file = share, ...}, one of the two")
     return {name: name for name in settings.mix} if settings.mix else {name_of(data): data}
+
+
+def _check_more(given: Mapping[str, Any]) -> None:
+    if not given:
+        return  # trl is slow to import
+    from trl import SFTConfig
+
+    unknown = sorted(set(given) - set(SFTConfig.__dataclass_fields__))
+    if unknown:
+        raise UsageError(f"trl: SFTConfig has no argument {', '.join(map(repr, unknown))}")
 
 
 def _mix(
