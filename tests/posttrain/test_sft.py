@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from posttrain.cli import main
 from posttrain.errors import UsageError
 from posttrain.trainers.preview import show
 from posttrain.trainers.sft import make_trainer, prepare, sft
@@ -257,6 +258,31 @@ def test_trained_tokens_are_marked(base: Path) -> None:
 class Screen(io.StringIO):
     def isatty(self) -> bool:
         return True
+
+
+# the command
+
+
+def test_the_command_previews_and_trains(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows, out = tmp_path / "rows.jsonl", tmp_path / "out"
+    rows.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    config = tmp_path / "sft.toml"
+    config.write_text(f'model = "{base}"\ndata = "{rows}"\nbatch_size = 4\nbf16 = false\n')
+    command = ["sft", str(config), f"out_dir={out}", "steps=2"]
+    assert main([*command, "--preview"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("⟦") == 3 and "24 examples" in shown
+    assert not out.exists()
+    assert main([*command, "learning_rate=1e-2"]) == 0
+    printed = capsys.readouterr()
+    summary = json.loads(printed.out.splitlines()[-1])
+    assert (summary["model"], summary["steps"]) == (str(out), 2)
+    assert summary["loss"] == record_of(out)["loss"]
+    assert "24 examples" in printed.err
+    assert main([*command, "out_dir=x", "data="]) == 2
+    assert "give either data or mix" in capsys.readouterr().err
 
 
 # bad input
