@@ -20,14 +20,23 @@ answer's sentinel whole, and touch nobody else's.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from posttrain.errors import UsageError
 from posttrain.trainers.conversations import Conversation
-from posttrain.trainers.probes import common, replaced, sentinels, shape, text_after, unsafe
+from posttrain.trainers.probes import (
+    Around,
+    Layout,
+    common,
+    replaced,
+    sentinels,
+    shape,
+    text_after,
+    unsafe,
+)
 from posttrain.trainers.thoughts import bare, thinks, with_thoughts, without_thoughts
 
 Thinking = Literal["template", "keep", "drop"]
@@ -45,22 +54,6 @@ class Rendered:
     token_ids: list[int]  # [T]
     trained: list[int]  # [T] 1 where a token carries loss
     unthinking: int = 0  # trained answers whose thoughts the template left out
-
-
-@dataclass(frozen=True, slots=True)
-class _Around:
-    """What the template writes around an answer that is part of the assistant's turn."""
-
-    lead: str
-    close: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Layout:
-    """What is known of an order of roles: how answers are probed, and what stands around each."""
-
-    calls: bool  # a message with tool calls is probed as one, because it must be one
-    around: dict[int, _Around]
 
 
 class Renderer:
@@ -90,7 +83,7 @@ class Renderer:
         self.thinking = thinking
         self._variables = dict(variables or {})
         self._special = [str(t) for t in tokenizer.added_tokens_decoder.values() if t.special]
-        self._layouts: dict[tuple[Any, ...], _Layout] = {}
+        self._layouts: dict[tuple[Any, ...], Layout] = {}
         self._proven: set[tuple[Any, ...]] = set()
 
     def __call__(self, conversation: Conversation) -> Rendered:
@@ -175,7 +168,7 @@ class Renderer:
 
     # spans
 
-    def _turn(self, text: str, conversation: Conversation, i: int, layout: _Layout) -> Span:
+    def _turn(self, text: str, conversation: Conversation, i: int, layout: Layout) -> Span:
         """Characters [start, end) of what the assistant writes in message ``i``."""
         messages, around = list(conversation.messages), layout.around[i]
         mark = sentinels(messages)[i]
@@ -192,19 +185,13 @@ class Renderer:
             raise unsafe(f"what message {i + 1} says changes the text before or after its turn")
         return start, end
 
-    def _layout(self, conversation: Conversation) -> _Layout:
+    def _layout(self, conversation: Conversation) -> Layout:
         key = shape(conversation)
         if key not in self._layouts:
-            try:
-                found = self._find_layout(conversation, calls=False)
-            except UsageError:
-                if not any(m.get("tool_calls") for m in conversation.messages):
-                    raise
-                found = self._find_layout(conversation, calls=True)
-            self._layouts[key] = found
+            self._layouts[key] = _probed(self._find_layout, conversation)
         return self._layouts[key]
 
-    def _find_layout(self, conversation: Conversation, calls: bool) -> _Layout:
+    def _find_layout(self, conversation: Conversation, calls: bool) -> Layout:
         messages, tools = conversation.messages, conversation.tools
         marks = sentinels(messages)
         shown = [replaced(m, mark, calls) for m, mark in zip(messages, marks, strict=True)]
@@ -214,11 +201,11 @@ class Renderer:
             opening = self._opening(whole, shown, marks, i, tools)
             alone = str(self._render(shown[: i + 1], tools))
             closings = [text_after(text, marks, i) for text in (whole, alone)]
-            around[i] = _Around(opening, self._to_end_token(common(*closings)))
+            around[i] = Around(opening, self._to_end_token(common(*closings)))
             start = whole.index(marks[i])
             spans.append((start - len(opening), start + len(marks[i]) + len(around[i].close)))
         self._check(whole, marks, conversation.answers, self._tokens(whole, spans)[1])
-        return _Layout(calls, around)
+        return Layout(calls, around)
 
     def _opening(
         self, whole: str, shown: list[Message], marks: list[str], i: int, tools: Sequence[Any]
@@ -268,17 +255,18 @@ class Renderer:
     def _prove(self, conversation: Conversation) -> None:
         """That the markers enclose every answer and nobody else's text, for this order of roles."""
         key = shape(conversation)
-        if key in self._proven:
-            return
+        if key not in self._proven:
+            _probed(self._prove_markers, conversation)
+            self._proven.add(key)
+
+    def _prove_markers(self, conversation: Conversation, calls: bool) -> None:
         marks = sentinels(conversation.messages)
         shown = tuple(
-            replaced(m, mark, calls=False)
-            for m, mark in zip(conversation.messages, marks, strict=True)
+            replaced(m, mark, calls) for m, mark in zip(conversation.messages, marks, strict=True)
         )
         trained = self._by_markers(Conversation(shown, conversation.tools))[1]
         text = str(self._render(shown, conversation.tools))
         self._check(text, marks, conversation.answers, trained)
-        self._proven.add(key)
 
     def _check(
         self, text: str, marks: list[str], answers: Sequence[int], trained: list[int]
@@ -295,6 +283,19 @@ class Renderer:
                 raise unsafe(f"message {i + 1}, the assistant's, is not trained on whole")
             if i not in answers and any(own):
                 raise unsafe(f"message {i + 1}, which is not the assistant's, is trained on")
+
+
+T = TypeVar("T")
+
+
+def _probed(attempt: Callable[[Conversation, bool], T], conversation: Conversation) -> T:
+    """With sentinels for texts or, where the template wants calls before results, for calls."""
+    try:
+        return attempt(conversation, False)
+    except UsageError:
+        if not any(m.get("tool_calls") for m in conversation.messages):
+            raise
+        return attempt(conversation, True)
 
 
 @lru_cache(maxsize=4)

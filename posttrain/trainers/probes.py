@@ -6,6 +6,7 @@ A sentinel is a number between two signs that no message of the conversation hol
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from posttrain.errors import UsageError
@@ -15,6 +16,22 @@ from posttrain.trainers.thoughts import bare
 Message = dict[str, Any]
 
 _SIGNS = "\N{BLACK SQUARE}\N{WHITE SQUARE}\N{LOZENGE}\N{REFERENCE MARK}\N{SECTION SIGN}"
+
+
+@dataclass(frozen=True, slots=True)
+class Around:
+    """What the template writes around an answer that is part of the assistant's turn."""
+
+    lead: str
+    close: str
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What is known of an order of roles: how answers are probed, and what stands around each."""
+
+    calls: bool  # a message with tool calls is probed as one, because it must be one
+    around: dict[int, Around]
 
 
 def shape(conversation: Conversation) -> tuple[Any, ...]:

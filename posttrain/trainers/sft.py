@@ -8,6 +8,7 @@ batch is mostly of one style; the one trial of it ended far below random ones); 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 Rows = Sequence[Mapping[str, Any]]
+_GATHER = "stage3_gather_16bit_weights_on_model_save"
 
 
 def sft(
@@ -101,6 +103,7 @@ def prepare(
     settings = settings or SftSettings()
     sources = _sources(data, settings)
     _check_more(settings.trl)
+    _check_deepspeed(settings.deepspeed)
     tokenizer, starts = prepare_tokenizer(model, settings)
     check_lora(settings.lora, str(model), starts)
     _batches(settings)
@@ -133,6 +136,21 @@ def _check_more(given: Mapping[str, Any]) -> None:
     unknown = sorted(set(given) - set(SFTConfig.__dataclass_fields__))
     if unknown:
         raise UsageError(f"trl: SFTConfig has no argument {', '.join(map(repr, unknown))}")
+
+
+def _check_deepspeed(path: str) -> None:
+    if not path:
+        return
+    try:
+        config = json.loads(Path(path).read_text())
+    except (OSError, ValueError) as error:
+        raise UsageError(f"deepspeed: can't read {path}: {error}") from error
+    zero = config.get("zero_optimization", {})
+    if zero.get("stage") == 3 and not zero.get(_GATHER):
+        raise UsageError(
+            f"deepspeed: with stage 3, {path} must set {_GATHER}: true in "
+            "zero_optimization, or no rank has the weights to save"
+        )
 
 
 def _mix(
@@ -210,7 +228,9 @@ def make_trainer(ready: Prepared, folder: Path) -> Any:
     attention = None
     if ready.settings.packing != "off":
         attention = packed_implementation(args.device.type, args.bf16)
-    model = load_model(ready.model, ready.settings, ready.starts, attention)
+    model = load_model(
+        ready.model, ready.settings, ready.starts, bf16=args.bf16, attention=attention
+    )
     columns = {
         "input_ids": [example.token_ids for example in ready.order],
         "labels": [example.labels for example in ready.order],

@@ -47,12 +47,15 @@ def _check_bitsandbytes() -> None:
         raise UsageError("lora.quantize needs bitsandbytes: pip install bitsandbytes")
 
 
-def load_model(model: str, settings: SftSettings, starts: Starts, attention: str | None) -> Any:
+def load_model(
+    model: str, settings: SftSettings, starts: Starts, *, bf16: bool, attention: str | None
+) -> Any:
     """For training. Weights that are trained are float32: small steps vanish in bfloat16."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    options: dict[str, Any] = {"dtype": torch.float32}
+    frozen = settings.lora is not None and not starts
+    options: dict[str, Any] = {"dtype": torch.bfloat16 if bf16 and frozen else torch.float32}
     if settings.lora and settings.lora.quantize == "nf4":
         options["quantization_config"] = _nf4()
     if attention:

@@ -7,6 +7,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -283,6 +285,43 @@ def test_the_command_previews_and_trains(
     assert "24 examples" in printed.err
     assert main([*command, "out_dir=x", "data="]) == 2
     assert "give either data or mix" in capsys.readouterr().err
+
+
+ZERO2 = {
+    "zero_optimization": {"stage": 2},
+    "optimizer": {
+        "type": "AdamW",
+        "params": {"lr": "auto", "weight_decay": "auto", "torch_adam": True},
+    },
+    "bf16": {"enabled": "auto"},
+    "gradient_clipping": "auto",
+    "gradient_accumulation_steps": "auto",
+    "train_micro_batch_size_per_gpu": "auto",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_two_ranks_take_the_steps_of_one(base: Path, tuned: Path, tmp_path: Path) -> None:
+    rows, zero = tmp_path / "rows.jsonl", tmp_path / "zero2.json"
+    rows.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    zero.write_text(json.dumps(ZERO2))
+    out = tmp_path / "out"
+    given = SHORT.model_dump(exclude_unset=True) | {"model": base, "data": rows, "out_dir": out}
+    overrides = [f"{name}={json.dumps(value, default=str)}" for name, value in given.items()]
+    launch = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [sys.executable, "-m", *launch, "-m", "posttrain.cli", "sft", *overrides]
+        + [f"deepspeed={zero}"],
+        env={**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert losses_of(out) == pytest.approx(losses_of(tuned), abs=1e-4)
+    assert done.stdout.count('"steps": 3') == 1  # one of them speaks
+    assert (out / "model.safetensors").is_file()
 
 
 # bad input

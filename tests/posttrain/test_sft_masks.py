@@ -165,6 +165,20 @@ def test_tool_calls_are_learnt_and_results_are_not(family: str, expected: str) -
     assert learnt(family, USING) == [expected, written(family, "A box.")]
 
 
+def test_markers_are_proven_on_calls_too() -> None:
+    """The same family with markers around what the assistant writes."""
+    said = "{{- ' ' ~ m.content | trim ~ eos_token -}}"
+    call = "{{- '[TOOL_CALLS] [' -}}"
+    closed = "{{- ']' ~ eos_token -}}"
+    marked = (
+        FAMILIES["mistral"]
+        .replace(said, "{%- generation -%}" + said + "{%- endgeneration -%}")
+        .replace(call, "{%- generation -%}" + call)
+        .replace(closed, closed + "{%- endgeneration -%}")
+    )
+    assert learnt(marked, USING) == learnt("mistral", USING)
+
+
 def test_a_template_without_tools_is_refused() -> None:
     with pytest.raises(UsageError, match="does not show the tool 'look'"):
         learnt("chatml", USING)

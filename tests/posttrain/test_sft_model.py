@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from posttrain.errors import UsageError
-from posttrain.trainers.sft import prepare, sft
+from posttrain.trainers.sft import make_trainer, prepare, sft
 from posttrain.trainers.sft_settings import SftSettings, load_sft_config
 from pretrain import (
     BaseSettings,
@@ -125,6 +125,16 @@ def test_an_adapter_goes_on_from_another(base: Path, tmp_path: Path) -> None:
     start["start"] = str(base)
     with pytest.raises(UsageError, match="is not an adapter"):
         prepare(base, ROWS, SftSettings(lora=start))
+
+
+def test_in_bfloat16_only_what_is_frozen_is_stored_so(base: Path, tmp_path: Path) -> None:
+    settings = SHORT.model_copy(update={"bf16": True})
+    trainer = make_trainer(prepare(base, ROWS, settings), tmp_path)
+    assert {weight.dtype for weight in trainer.model.parameters()} == {torch.float32}
+    settings = SftSettings(**settings.model_dump() | {"lora": {"rank": 4}})
+    trainer = make_trainer(prepare(base, ROWS, settings), tmp_path)
+    for weight in trainer.model.parameters():
+        assert weight.dtype == (torch.float32 if weight.requires_grad else torch.bfloat16)
 
 
 def test_targets_that_match_nothing_are_refused(base: Path) -> None:
@@ -241,5 +251,10 @@ def test_settings_are_checked_by_name(tmp_path: Path) -> None:
             load_sft_config(None, ["model=m", override])
     with pytest.raises(UsageError, match="give either data or mix"):
         prepare(tmp_path, ROWS, SftSettings(mix={"a.jsonl": 1.0}))
+    zero3 = tmp_path / "zero3.json"
+    zero3.write_text('{"zero_optimization": {"stage": 3}}')
+    for path, message in ((zero3, "must set stage3_gather"), (tmp_path / "no", "can't read")):
+        with pytest.raises(UsageError, match=f"deepspeed: .*{message}"):
+            prepare(tmp_path, ROWS, SftSettings(deepspeed=str(path)))
     with pytest.raises(UsageError, match="trl: SFTConfig has no argument 'weight_dekay'"):
         prepare(tmp_path, ROWS, SftSettings(trl={"weight_dekay": 0.1}))
