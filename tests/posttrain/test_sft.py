@@ -307,12 +307,12 @@ def test_two_ranks_take_the_steps_of_one(base: Path, tuned: Path, tmp_path: Path
     rows.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     zero.write_text(json.dumps(ZERO2))
     out = tmp_path / "out"
-    given = SHORT.model_dump(exclude_unset=True) | {"model": base, "data": rows, "out_dir": out}
+    given = SHORT.model_dump(exclude_unset=True)
+    given |= {"model": base, "data": rows, "out_dir": out, "deepspeed": zero}
     overrides = [f"{name}={json.dumps(value, default=str)}" for name, value in given.items()]
     launch = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
-        [sys.executable, "-m", *launch, "-m", "posttrain.cli", "sft", *overrides]
-        + [f"deepspeed={zero}"],
+        [sys.executable, "-m", *launch, "-m", "posttrain.cli", "sft", *overrides],
         env={**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
