@@ -118,8 +118,9 @@ class Renderer:
         written = [t for t, on in zip(ids, trained, strict=True) if on]
         said = str(self.tokenizer.decode(written, skip_special_tokens=False))
         offered = [tool.get("function", tool).get("name", "") for tool in conversation.tools]
-        for name in [n for n in called if n not in said] + [n for n in offered if n not in shown]:
-            raise UsageError(f"the chat template does not show the tool {name!r}: it has no tools")
+        missing = [n for n in called if n not in said] + [n for n in offered if n not in shown]
+        if missing:
+            raise UsageError(f"the chat template does not show the tool {missing[0]!r}")
         return max(0, thoughts - said.count("</think>"))
 
     # text
@@ -144,7 +145,7 @@ class Renderer:
             roles = ", ".join(message["role"] for message in messages)
             shown = "; ".join(f"{m['role']}: {m['content']!r:.60}" for m in messages)
             raise UsageError(
-                f"the chat template refuses the roles ({roles}): {error}. The conversation: {shown}"
+                f"the chat template refuses this conversation ({roles}): {error}. It says {shown}"
             ) from error
 
     def _text(self, messages: Sequence[Message], tools: Sequence[Any]) -> str:

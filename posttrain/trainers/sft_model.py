@@ -24,7 +24,7 @@ def check_lora(lora: SftAdapterSettings | None, model: str, starts: Starts) -> N
     if lora is None:
         return
     check_adapter(lora, model)
-    if lora.quantize != "none":
+    if lora.bits:
         _check_bitsandbytes()
     if not lora.start:
         return
@@ -44,7 +44,7 @@ def _check_bitsandbytes() -> None:
     from importlib.util import find_spec
 
     if find_spec("bitsandbytes") is None:
-        raise UsageError("lora.quantize needs bitsandbytes: pip install bitsandbytes")
+        raise UsageError("lora.bits needs bitsandbytes: pip install bitsandbytes")
 
 
 def load_model(
@@ -56,7 +56,7 @@ def load_model(
 
     frozen = settings.lora is not None and not starts
     options: dict[str, Any] = {"dtype": torch.bfloat16 if bf16 and frozen else torch.float32}
-    if settings.lora and settings.lora.quantize == "nf4":
+    if settings.lora and settings.lora.bits:
         options["quantization_config"] = _nf4()
     if attention:
         options["attn_implementation"] = attention

@@ -15,7 +15,7 @@ from posttrain.trainers.training import AdapterSettings, PaceSettings
 class SftAdapterSettings(AdapterSettings):
     """An adapter to train: ``lora = {rank = 16, alpha = 32}``; the result is merged as well."""
 
-    quantize: Literal["none", "nf4"] = "none"  # of the frozen base: QLoRA (arXiv:2305.14314)
+    bits: Literal[4] | None = None  # of the frozen weights: 4 is NF4 (QLoRA, arXiv:2305.14314)
     start: str = ""  # folder of an adapter of the same base to go on from
 
 
@@ -67,7 +67,7 @@ class SftSettings(PaceSettings):
         default=0.0, ge=0.0, description="noise on embeddings in training (arXiv:2310.05914)"
     )
     lora: SftAdapterSettings | None = Field(
-        default=None, description="rank, alpha, targets, dropout, dora, rslora, quantize, start"
+        default=None, description="rank, alpha, targets, dropout, dora, rslora, bits, start"
     )
     deepspeed: str = Field(default="", description="DeepSpeed's JSON file, for several ranks")
     log_every: Count = Field(default=10, description="steps between two points of the loss curve")

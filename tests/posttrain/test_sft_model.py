@@ -101,7 +101,7 @@ def test_an_adapter_and_the_merged_model_are_the_same(
 
 def test_a_quantised_base_is_trained_through_and_merged_whole(base: Path, tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes")
-    lora = {"rank": 4, "quantize": "nf4"}
+    lora = {"rank": 4, "bits": 4}
     out = sft(base, ROWS, tmp_path / "out", SHORT, steps=8, lora=lora)
     losses = [point["loss"] for point in json.loads((out / "sft.json").read_text())["losses"]]
     assert losses[-1] < losses[0] - 0.05
@@ -244,7 +244,7 @@ def test_settings_are_checked_by_name(tmp_path: Path) -> None:
     assert config.lora and config.lora.rank == 8 and config.mix == {"a.jsonl": 0.5}
     for override, message in (
         ("learning_rat=1", "did you mean 'learning_rate'"),
-        ("lora.rnk=1", "lora has rank, alpha, .* quantize, start"),
+        ("lora.rnk=1", "lora has rank, alpha, .* bits, start"),
         ("packing=yes", "setting 'packing'"),
     ):
         with pytest.raises(UsageError, match=message):
