@@ -36,6 +36,7 @@ from posttrain.trainers.probes import (
     shape,
     text_after,
     unsafe,
+    with_text_arguments,
 )
 from posttrain.trainers.thoughts import bare, thinks, with_thoughts, without_thoughts
 
@@ -90,6 +91,15 @@ class Renderer:
         """Raises UsageError when the template refuses the conversation, or can't be masked."""
         if self.thinking == "drop":
             conversation = without_thoughts(conversation)
+        try:
+            return self._rendered(conversation)
+        except UsageError:
+            written = with_text_arguments(conversation)
+            if written == conversation:
+                raise
+            return self._rendered(written)  # a template that joins arguments as text
+
+    def _rendered(self, conversation: Conversation) -> Rendered:
         if self._marked(conversation):
             ids, trained = self._by_markers(conversation)
             self._prove(conversation)
@@ -201,10 +211,11 @@ class Renderer:
         for i in conversation.answers:
             opening = self._opening(whole, shown, marks, i, tools)
             alone = str(self._render(shown[: i + 1], tools))
-            closings = [text_after(text, marks, i) for text in (whole, alone)]
-            around[i] = Around(opening, self._to_end_token(common(*closings)))
+            tail, ending = (text_after(text, marks, i) for text in (whole, alone))
+            close = self._close(tail, ending, bool(shown[i].get("tool_calls")))
+            around[i] = Around(opening, close)
             start = whole.index(marks[i])
-            spans.append((start - len(opening), start + len(marks[i]) + len(around[i].close)))
+            spans.append((start - len(opening), start + len(marks[i]) + len(close)))
         self._check(whole, marks, conversation.answers, self._tokens(whole, spans)[1])
         return Layout(calls, around)
 
@@ -224,10 +235,22 @@ class Renderer:
             )
         return lead
 
-    def _to_end_token(self, closing: str) -> str:
-        """Up to and including the last special token; without one, up to trailing white space."""
-        ends = [closing.rfind(token) + len(token) for token in self._special if token in closing]
-        return closing[: max(ends)] if ends else closing.rstrip()
+    def _close(self, tail: str, alone: str, called: bool) -> str:
+        """What of the text after an answer ends its turn; ``alone`` is where it is the last one.
+
+        The end token follows the text: it is the first special one, which may be another one in
+        the middle of a conversation. Behind an argument of a call there may be others before it.
+        """
+        leading = [token for token in self._special if tail.startswith(token)]
+        if leading and not called:
+            return max(leading, key=len)
+        same = common(tail, alone)
+        find, choose = (same.rfind, max) if called else (same.find, min)
+        places = [(find(token), token) for token in self._special if token in same]
+        if not places:
+            return same.rstrip()
+        at, token = choose(places)
+        return same[: at + len(token)]
 
     # tokens
 

@@ -5,6 +5,7 @@ A sentinel is a number between two signs that no message of the conversation hol
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -36,7 +37,10 @@ class Layout:
 
 def shape(conversation: Conversation) -> tuple[Any, ...]:
     """The order of roles, as far as a template can tell it from the messages' kinds."""
-    kinds = ((m["role"], bool(m.get("tool_calls"))) for m in conversation.messages)
+    called = (
+        [c["function"]["name"] for c in m.get("tool_calls", ())] for m in conversation.messages
+    )
+    kinds = ((m["role"], *names) for m, names in zip(conversation.messages, called, strict=True))
     return (*kinds, bool(conversation.tools))
 
 
@@ -48,13 +52,32 @@ def sentinels(messages: Sequence[Message]) -> list[str]:
 
 
 def replaced(message: Message, mark: str, calls: bool) -> Message:
-    """The message with ``mark`` for what it says; of a tool call, for the function's name."""
+    """The message with ``mark`` for what it says; in a tool call, as an argument."""
     plain = bare(message)
     made = plain.pop("tool_calls", None)
     if not (calls and made):
         return {**plain, "content": mark}
-    call = {**made[0], "function": {"name": mark, "arguments": {}}}
+    function: Message = made[0]["function"]
+    arguments: Any = {mark: ""}
+    if isinstance(function["arguments"], str):
+        arguments = json.dumps(arguments, ensure_ascii=False)
+    call = {**made[0], "function": {**function, "arguments": arguments}}
     return {**plain, "content": "", "tool_calls": [call]}
+
+
+def with_text_arguments(conversation: Conversation) -> Conversation:
+    """With the arguments of every call as JSON text, which some templates join to their own."""
+
+    def written(call: Message) -> Message:
+        function = call["function"]
+        text = json.dumps(function["arguments"], ensure_ascii=False)
+        return {**call, "function": {**function, "arguments": text}}
+
+    messages = tuple(
+        {**m, "tool_calls": [written(call) for call in m["tool_calls"]]} if "tool_calls" in m else m
+        for m in conversation.messages
+    )
+    return Conversation(messages, conversation.tools)
 
 
 def text_after(text: str, marks: list[str], i: int) -> str:

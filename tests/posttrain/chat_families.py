@@ -142,6 +142,39 @@ DEEPSEEK_R1 = """\
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{- '<｜Assistant｜><think>\\n' -}}{%- endif -%}"""
 
+# Another end token in the middle than at the end; a channel that the model writes itself.
+GPT_OSS = """\
+{%- for m in messages -%}
+{%- if m.role == 'assistant' -%}
+{{- '<|start|>assistant<|channel|>final<|message|>' ~ m.content -}}
+{{- '<|return|>' if loop.last else '<|end|>' -}}
+{%- else -%}
+{{- '<|start|>' ~ m.role ~ '<|message|>' ~ m.content ~ '<|end|>' -}}
+{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<|start|>assistant' -}}{%- endif -%}"""
+
+# The end of the text behind the last turn's end.
+PHI = """\
+{%- for m in messages -%}{{- '<|' ~ m.role ~ '|>\\n' ~ m.content ~ '<|end|>\\n' -}}{%- endfor -%}
+{{- '<|assistant|>\\n' if add_generation_prompt else eos_token -}}"""
+
+# Arguments of calls as text; tokens of its own around each call.
+DEEPSEEK_V3 = """\
+{{- bos_token -}}
+{%- for m in messages -%}
+{%- if m.role == 'user' -%}{{- '<｜User｜>' ~ m.content -}}
+{%- elif m.role == 'tool' -%}{{- '<tool_output>' + m.content + '</tool_output>' -}}
+{%- elif m.tool_calls -%}
+{{- '<｜Assistant｜><calls>' -}}
+{%- for c in m.tool_calls -%}
+{{- '<call>' + c.function.name + '<args>' + c.function.arguments + '</call>' -}}
+{%- endfor -%}{{- '</calls>' ~ eos_token -}}
+{%- else -%}{{- '<｜Assistant｜>' ~ m.content ~ eos_token -}}
+{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<｜Assistant｜>' -}}{%- endif -%}"""
+
 FAMILIES = {
     "chatml": CHATML,
     "llama3": LLAMA3,
@@ -149,8 +182,13 @@ FAMILIES = {
     "gemma": GEMMA,
     "mistral": MISTRAL,
     "deepseek-r1": DEEPSEEK_R1,
+    "gpt-oss": GPT_OSS,
+    "phi": PHI,
+    "deepseek-v3": DEEPSEEK_V3,
 }
 _TOKENS = (
+    *("<|start|>", "<|channel|>", "<|message|>", "<|return|>", "<|end|>", "<|user|>"),
+    *("<|assistant|>", "<|system|>", "<calls>", "<call>", "<args>", "</call>", "</calls>"),
     *("<s>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
     *("<start_of_turn>", "<end_of_turn>", "[INST]", "[/INST]", "[TOOL_CALLS]"),
     *("[TOOL_RESULTS]", "[/TOOL_RESULTS]", "<｜User｜>", "<｜Assistant｜>"),

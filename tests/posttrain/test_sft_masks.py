@@ -22,8 +22,12 @@ ENDS = {
     "gemma": "<end_of_turn>",
     "mistral": "<|endoftext|>",
     "deepseek-r1": "<|endoftext|>",
+    "gpt-oss": "<|return|>",
+    "phi": "<|end|>",
+    "deepseek-v3": "<|endoftext|>",
 }
 TRIMS = {"llama3", "gemma", "mistral"}
+CHANNEL = "<|channel|>final<|message|>"
 EMPTY = "<think>\n\n</think>\n\n"
 
 
@@ -53,7 +57,7 @@ def learnt(template: str, messages: list[dict[str, Any]], **options: Any) -> lis
 def written(family: str, text: str) -> str:
     """What the model has to write for this answer, the last one, without a thought."""
     said = text.strip() if family in TRIMS else text
-    lead = {"mistral": " ", "qwen3": EMPTY}.get(family, "")
+    lead = {"mistral": " ", "qwen3": EMPTY, "gpt-oss": CHANNEL}.get(family, "")
     return lead + said + ENDS[family]
 
 
@@ -67,7 +71,7 @@ def test_exactly_the_answers_are_learnt(
     family: str, question: str, first: str, second: str, system: str
 ) -> None:
     turns = [user(question), assistant(first), user(first), assistant(second)]
-    earlier = written(family, first).removeprefix(EMPTY)  # not the last one
+    earlier = written(family, first).removeprefix(EMPTY).replace("<|return|>", "<|end|>")
     expected = [earlier, written(family, second)]
     assert learnt(family, turns) == expected
     assert learnt(family, [{"role": "system", "content": system}, *turns]) == expected
@@ -154,6 +158,10 @@ LOOK = [{"type": "function", "function": {"name": "look"}}]
     ("family", "expected"),
     [
         ("llama3", '{"name": "look", "parameters": {"at": "it"}}<|eot_id|>'),
+        (
+            "deepseek-v3",
+            '<calls><call>look<args>{"at": "it"}</call></calls><|endoftext|>',
+        ),
         ("mistral", '[TOOL_CALLS] [{"name": "look", "arguments": {"at": "it"}}]<|endoftext|>'),
         (
             "qwen3",
