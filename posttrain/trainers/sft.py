@@ -103,7 +103,7 @@ def prepare(
     settings = settings or SftSettings()
     sources = _sources(data, settings)
     _check_more(settings.trl)
-    _check_deepspeed(settings.deepspeed)
+    _check_deepspeed(settings)
     tokenizer, starts = prepare_tokenizer(model, settings)
     check_lora(settings.lora, str(model), starts)
     _batches(settings)
@@ -138,19 +138,21 @@ def _check_more(given: Mapping[str, Any]) -> None:
         raise UsageError(f"trl: SFTConfig has no argument {', '.join(map(repr, unknown))}")
 
 
-def _check_deepspeed(path: str) -> None:
+def _check_deepspeed(settings: SftSettings) -> None:
+    path = settings.deepspeed
     if not path:
         return
     try:
-        config = json.loads(Path(path).read_text())
+        zero = json.loads(Path(path).read_text()).get("zero_optimization", {})
     except (OSError, ValueError) as error:
         raise UsageError(f"deepspeed: can't read {path}: {error}") from error
-    zero = config.get("zero_optimization", {})
     if zero.get("stage") == 3 and not zero.get(_GATHER):
         raise UsageError(
-            f"deepspeed: with stage 3, {path} must set {_GATHER}: true in "
-            "zero_optimization, or no rank has the weights to save"
+            f"deepspeed: with stage 3, {path} must set {_GATHER}: true in zero_optimization, or no "
+            "rank has the weights to save"
         )
+    if zero.get("stage") == 3 and settings.new_tokens:
+        raise UsageError("new_tokens: not with ZeRO-3, add them in a training of one rank first")
 
 
 def _mix(
@@ -225,9 +227,9 @@ def make_trainer(ready: Prepared, folder: Path) -> Any:
     from trl import SFTTrainer
 
     args = _arguments(ready, folder)
-    attention = None
-    if ready.settings.packing != "off":
-        attention = packed_implementation(args.device.type, args.bf16)
+    device = args.device.type  # joins the other ranks, which ZeRO-3 needs before a model is loaded
+    packed = ready.settings.packing != "off"
+    attention = packed_implementation(device, args.bf16) if packed else None
     model = load_model(
         ready.model, ready.settings, ready.starts, bf16=args.bf16, attention=attention
     )

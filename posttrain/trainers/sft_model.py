@@ -113,7 +113,9 @@ def save(trainer: SFTTrainer, tokenizer: Any, folder: Path, base: str, starts: S
 def _merge(folder: Path, base: str, starts: Starts) -> None:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
+    from transformers.integrations import unset_hf_deepspeed_config
 
+    unset_hf_deepspeed_config()  # under ZeRO-3 it would be loaded in parts, one for each rank
     model = AutoModelForCausalLM.from_pretrained(base, dtype="auto")
     add_embeddings(model, starts)
     merged = PeftModel.from_pretrained(model, str(folder / "adapter")).merge_and_unload()
