@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from envs.contamination import read_index
 from posttrain.errors import UsageError
-from posttrain.trainers.contamination import contamination
 from posttrain.trainers.conversations import (
     Conversation,
     at_row,
@@ -146,20 +146,22 @@ def _read(name: str, source: Any, settings: SftSettings, found: Examples) -> lis
 
 
 def _without_evaluation(talks: list[Talk], settings: SftSettings, found: Examples) -> list[Talk]:
-    hits = contamination([talk for _, _, talk in talks], settings.against)
-    found.contaminated.update(hit.evaluation for hit in hits)
-    if hits and settings.contaminated == "error":
-        name, row, _ = talks[hits[0].row]
-        rows = ", ".join(str(talks[hit.row][1]) for hit in hits[:_SHOWN])
-        more = f" and {len(hits) - _SHOWN} more" if len(hits) > _SHOWN else ""
+    if not settings.against:
+        return talks
+    index = read_index(settings.against)
+    texts = ("\n".join(m["content"] for m in talk.messages) for _, _, talk in talks)
+    held = {i: match for i, text in enumerate(texts) if (match := index.find(text))}
+    found.contaminated.update(match.item.benchmark for match in held.values())
+    if held and settings.contaminated == "error":
+        first, match = next(iter(held.items()))
+        rows = ", ".join(str(talks[i][1]) for i in list(held)[:_SHOWN])
+        more = f" and {len(held) - _SHOWN} more" if len(held) > _SHOWN else ""
         raise UsageError(
-            f"{name}, row {row} holds text of the evaluation set {hits[0].evaluation!r}: "
-            f"{hits[0].text!r:.120}. Rows with such text: {rows}{more}. contaminated='drop' leaves "
-            "them out"
+            f"{talks[first][0]}, row {talks[first][1]} {match.reason}: {match.item.text!r:.120}. "
+            f"Rows like it: {rows}{more}. contaminated='drop' leaves them out"
         )
     if settings.contaminated != "drop":
         return talks
-    held = {hit.row for hit in hits}
     found.counts["dropped_contaminated"] += len(held)
     return [talk for i, talk in enumerate(talks) if i not in held]
 

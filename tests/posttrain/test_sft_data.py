@@ -10,8 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from posttrain.errors import UsageError
-from posttrain.trainers.contamination import contamination
-from posttrain.trainers.conversations import conversation
 from posttrain.trainers.examples import Examples, make_examples
 from posttrain.trainers.masks import Renderer
 from posttrain.trainers.mixing import mixed, pass_size
@@ -72,42 +70,22 @@ def test_a_pass_is_a_pass_over_the_largest_share() -> None:
 
 # evaluation sets
 
-QUESTION = "a train leaves at nine and runs for three hours until it reaches the sea at"
-
-
-def test_thirteen_words_in_a_row_are_contamination() -> None:
-    talks = [
-        conversation(row("What?", "Nothing.")),
-        conversation(row(f"So: {QUESTION.upper()} noon!", "Yes.")),
-        conversation(row(" ".join(QUESTION.split()[:12]), "No.")),
-    ]
-    (hit,) = contamination(talks, {"trains": [{"question": QUESTION + " which time?"}]})
-    assert (hit.row, hit.evaluation) == (1, "trains")
-    assert hit.text == " ".join(QUESTION.split()[:13])
-
-
-def test_a_short_question_must_be_said_as_a_whole() -> None:
-    talks = [conversation(row("2 + 3 =", "5")), conversation(row("What is 2 + 3 = 5?", "true"))]
-    (hit,) = contamination(talks, {"sums": [{"prompt": "2 + 3 ="}]})
-    assert hit.row == 0
-    messages = [{"role": "user", "content": "2 + 3 ="}, {"role": "assistant", "content": "true"}]
-    assert contamination(talks, {"sums": [{"messages": messages}]}) == [hit]
-
 
 def test_contaminated_rows_are_an_error_or_dropped(tmp_path: Path) -> None:
-    rows = [row(f"{n} + 1 =", str(n + 1)) for n in range(9)]
+    rows = [row(f"How much is {n} and one more?", str(n + 1)) for n in range(9)]
     held_out = tmp_path / "held_out.jsonl"
-    held_out.write_text('{"prompt": "3 + 1 ="}\n{"prompt": "7 + 1 ="}\n')
+    questions = (f"how much is {n} and one more" for n in (3, 7))
+    held_out.write_text("".join(f'{{"prompt": "{asked}"}}\n' for asked in questions))
     against = {"sums": str(held_out)}
-    with pytest.raises(UsageError, match=r"rows, row 4 holds .* set 'sums'.*: 4, 8\. "):
+    message = r"rows, row 4 contains sums item 0 \(words\): 'how much is 3 .*Rows like it: 4, 8\. "
+    with pytest.raises(UsageError, match=message):
         examples(rows, against=against)
     kept = examples(rows, against=against, contaminated="drop")
     assert [example.row for example in kept.rows] == [1, 2, 3, 5, 6, 7, 9]
     assert kept.report()["contaminated"] == {"sums": 2}
     assert kept.report()["dropped_contaminated"] == 2
-    held_out.write_text('{"answer": "4"}\n')
-    with pytest.raises(UsageError, match=r"held_out\.jsonl, row 1: no question in it"):
-        examples(rows, against=against)
+    with pytest.raises(UsageError, match=r"no such data file: .*none\.jsonl"):
+        examples(rows, against={"sums": str(tmp_path / "none.jsonl")})
 
 
 # rows
