@@ -227,7 +227,7 @@ def make_trainer(ready: Prepared, folder: Path) -> Any:
     from trl import SFTTrainer
 
     args = _arguments(ready, folder)
-    device = args.device.type  # joins the other ranks, which ZeRO-3 needs before a model is loaded
+    device = args.device.type  # joins the other ranks before a model is loaded
     packed = ready.settings.packing != "off"
     attention = packed_implementation(device, args.bf16) if packed else None
     model = load_model(
