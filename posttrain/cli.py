@@ -16,6 +16,7 @@ from posttrain.evaluation.command import add_parsers as add_evaluation_parsers
 from posttrain.evaluation.decontaminate import add_parser as add_decontaminate_parser
 from posttrain.export.command import add_parsers as add_export_parsers
 from posttrain.serving.command import add_parsers as add_serving_parsers
+from posttrain.trainers import sft_command
 from rewards.judge.command import add_arguments as add_judge_arguments
 from rewards.judge.command import run as run_judge_audit
 
@@ -32,8 +33,8 @@ def main(arguments: list[str] | None = None) -> int:
     except RunError as error:
         print(f"posttrain: the run stopped. {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("posttrain: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        print(f"posttrain: interrupted. {interrupt}".rstrip(". "), file=sys.stderr)
         return 130
 
 
@@ -48,6 +49,8 @@ def _parser() -> argparse.ArgumentParser:
     grpo.set_defaults(run=_grpo)
 
     _plan_parser(commands)
+
+    sft_command.add_parser(commands)
 
     resume = commands.add_parser("resume", help="go on with an interrupted run")
     resume.add_argument("run_dir", type=Path)

@@ -10,7 +10,7 @@ import difflib
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import (
     BaseModel,
@@ -34,6 +34,9 @@ class Settings(BaseModel):
     """Base of every section: frozen, and a misspelt key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+SettingsT = TypeVar("SettingsT", bound=Settings)
 
 
 class GrpoSettings(Settings):
@@ -264,10 +267,14 @@ class GrpoConfig(Settings):
 
 
 def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> GrpoConfig:
-    """Read a TOML file, apply ``section.key=value`` overrides, and check the whole.
+    """The config of a GRPO job: ``read_tree`` and ``make_config``."""
+    return make_config(read_tree(path, overrides))
 
-    Values are TOML; a bare word that is not TOML is taken as a string. Raises UsageError that names
-    the setting, and for a misspelt one the nearest name.
+
+def read_tree(path: str | Path | None, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Read a TOML file and apply ``section.key=value`` overrides; nothing is checked yet.
+
+    Values are TOML; a bare word that is not TOML is taken as a string. Raises UsageError.
     """
     tree: dict[str, Any] = {}
     if path is not None:
@@ -279,14 +286,14 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> GrpoC
             raise UsageError(f"{path} is not valid TOML: {error}") from error
     for override in overrides:
         _set(tree, override)
-    return make_config(tree)
+    return tree
 
 
 def make_config(tree: Mapping[str, Any]) -> GrpoConfig:
-    """Check a tree of plain values. Raises UsageError with one line per fault."""
+    """A GRPO job from a tree of plain values, with its preset applied."""
     from posttrain.presets import apply_preset
 
-    return _validated(apply_preset(dict(tree)))
+    return checked(GrpoConfig, apply_preset(dict(tree)))
 
 
 def change_config(
@@ -298,7 +305,7 @@ def change_config(
     """
     before, after = config.model_dump(mode="json"), config.model_dump(mode="json")
     _merge(after, tree)
-    changed = _validated(after)
+    changed = checked(GrpoConfig, after)
     after = changed.model_dump(mode="json")
     pairs = zip(_values(before), _values(after), strict=True)
     return changed, {name: (old, new) for (name, old), (_, new) in pairs if old != new}
@@ -306,17 +313,19 @@ def change_config(
 
 def override_tree(overrides: Sequence[str]) -> dict[str, Any]:
     """``section.key=value`` arguments as a tree."""
-    tree: dict[str, Any] = {}
-    for override in overrides:
-        _set(tree, override)
-    return tree
+    return read_tree(None, overrides)
 
 
-def _validated(tree: Mapping[str, Any]) -> GrpoConfig:
+def checked(kind: type[SettingsT], tree: Mapping[str, Any]) -> SettingsT:
+    """Check a tree of plain values.
+
+    Raises UsageError with one line per fault; it names the setting, and for a misspelt one the
+    nearest name.
+    """
     try:
-        return GrpoConfig.model_validate(tree)
+        return kind.model_validate(dict(tree))
     except ValidationError as error:
-        lines = [_explain(fault) for fault in error.errors()]
+        lines = [_explain(fault, kind) for fault in error.errors()]
         raise UsageError("\n".join(lines)) from error
 
 
@@ -337,9 +346,9 @@ def _values(tree: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         yield name, (tree[section] if section else tree)[key]
 
 
-def settings_table() -> list[tuple[str, Any, str]]:
-    """Every setting as (dotted name, default, description), in order."""
-    return list(_leaves(GrpoConfig, ""))
+def settings_table(kind: type[Settings] | None = None) -> list[tuple[str, Any, str]]:
+    """Every setting of a job as (dotted name, default, description), in order."""
+    return list(_leaves(kind or GrpoConfig, ""))
 
 
 def _leaves(model: type[Settings], prefix: str) -> Iterator[tuple[str, Any, str]]:
@@ -370,14 +379,13 @@ def _set(tree: dict[str, Any], override: str) -> None:
     tree[key] = value
 
 
-def _explain(fault: Mapping[str, Any]) -> str:
+def _explain(fault: Mapping[str, Any], kind: type[Settings]) -> str:
     where = ".".join(str(part) for part in fault["loc"] if part not in ("number", "table"))
     if fault["type"] == "extra_forbidden":
-        for table, model in (("learner.lora", LoraSettings), ("checkpoint.keep", KeepSettings)):
-            if where.startswith(f"{table}."):
-                known = ", ".join(model.model_fields)
-                return f"unknown setting {where!r}; {table} has {known}"
-        names = [name for name, _, _ in settings_table()]
+        names = [name for name, _, _ in settings_table(kind)]
+        table = next((name for name in names if where.startswith(f"{name}.")), None)
+        if table:
+            return f"unknown setting {where!r}; {table} has {', '.join(_keys(kind, table))}"
         sections = sorted({name.rpartition(".")[0] for name in names} - {""})
         close = difflib.get_close_matches(where, [*names, *sections], n=1, cutoff=0.0)
         tail = where.rpartition(".")[2]
@@ -386,3 +394,11 @@ def _explain(fault: Mapping[str, Any]) -> str:
     if fault["type"] == "missing":
         return f"setting {where!r} is required"
     return f"setting {where!r}: {fault['msg']}, got {fault['input']!r}"
+
+
+def _keys(kind: type[Settings], table: str) -> list[str]:
+    """The keys of a setting that is one table or something else."""
+    spec: Any = kind
+    for name in table.split("."):
+        spec = spec.model_fields[name].annotation
+    return [key for part in get_args(spec) for key in getattr(part, "model_fields", ())]

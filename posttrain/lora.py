@@ -36,9 +36,11 @@ _WEIGHTS = "adapter_model.safetensors"
 _HEADS = {"lm_head", "embed_out", "embed_tokens", "wte"}
 
 
-def check_targets(settings: LoraSettings | None, model: str) -> None:
+def check_targets(
+    targets: str | Sequence[str], model: str, setting: str = "learner.lora.targets"
+) -> None:
     """Raise UsageError when a named layer is not one of the model's; builds it without weights."""
-    if settings is None or isinstance(settings.targets, str):
+    if isinstance(targets, str):
         return
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -46,10 +48,10 @@ def check_targets(settings: LoraSettings | None, model: str) -> None:
         empty = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model))
     found = {name for name, layer in empty.named_modules() if isinstance(layer, nn.Linear)}
     found = {name.rpartition(".")[2] for name in found} - _HEADS
-    wrong = sorted(set(settings.targets) - found)
+    wrong = sorted(set(targets) - found)
     if wrong:
         raise UsageError(
-            f"learner.lora.targets: the model {model} has no linear layers called "
+            f"{setting}: the model {model} has no linear layers called "
             f'{", ".join(map(repr, wrong))}; it has: {", ".join(sorted(found))}. Or "all-linear"'
         )
 

@@ -87,7 +87,8 @@ def _check_lora_targets(config: GrpoConfig) -> None:
         return  # torch and transformers are slow to import
     from posttrain.lora import check_targets
 
-    check_targets(config.learner.lora, config.model)
+    if config.learner.lora is not None:
+        check_targets(config.learner.lora.targets, config.model)
 
 
 def _reward(chosen: Sequence[str | Reward]) -> Reward | None:

@@ -20,6 +20,7 @@ import pytest
 from data_gen.cli import _parser as data_gen_parser
 from posttrain.cli import _parser
 from posttrain.config import load_config
+from posttrain.trainers.sft_settings import load_sft_config
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = ["README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in ROOT.glob("docs/*.md"))]
@@ -50,6 +51,8 @@ def check_posttrain(arguments: list[str]) -> None:
     options = _parser().parse_args(arguments)  # exits with 2 when it does not parse
     if options.command == "grpo":
         load_config(ROOT / options.config, options.overrides)
+    if options.command == "sft" and options.config:
+        load_sft_config(ROOT / options.config, options.overrides)
 
 
 def check_data_gen(arguments: list[str]) -> None:

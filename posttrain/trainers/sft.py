@@ -1,257 +1,267 @@
-"""Decides how supervised fine-tuning is done: TRL's SFTTrainer, loss on the assistant's words only.
+"""Supervised fine-tuning: our data, masks, checks and reports; TRL's SFTTrainer trains.
 
-Which tokens are the assistant's is told by the generation markers of the chat template. A template
-without them is replaced during training by TRL's marked edition of it, where TRL has one; else it
-is an error, because training on the questions too is not what was asked for.
-
+TRL is given token ids and labels, so that nothing of the conversation is left for it to decide.
 Everything a user can get wrong is checked before a model is loaded or a folder made.
-Left out of TRL on purpose: packing (without FlashAttention it becomes one long row whose attention
-costs its square); batches of similar lengths (with short and long answers as two styles, a batch
-is mostly of one style; the one trial of it ended far below random ones); evaluation; checkpoints.
+Left out of TRL on purpose: batches of similar lengths (with short and long answers as two styles, a
+batch is mostly of one style; the one trial of it ended far below random ones); evaluation.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import re
-import shutil
-import sys
-import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-from pydantic import Field
-
-from posttrain.config import Count, Positive, Settings
 from posttrain.errors import UsageError
+from posttrain.jsonl import finite
+from posttrain.provenance import package_versions
+from posttrain.trainers.conversations import name_of
+from posttrain.trainers.examples import Example, Examples, make_examples
+from posttrain.trainers.masks import Renderer
+from posttrain.trainers.mixing import mixed, pass_size
+from posttrain.trainers.packing import packed_implementation
+from posttrain.trainers.preview import EXAMPLES, parts_of, show
+from posttrain.trainers.sft_model import check_lora, load_model, new_adapter, save
+from posttrain.trainers.sft_settings import SftSettings, with_changes
+from posttrain.trainers.training import (
+    Place,
+    arguments,
+    check_free,
+    main_rank,
+    plain_output,
+    ranks,
+    run,
+    window,
+)
+from posttrain.trainers.vocabulary import Starts, prepare_tokenizer
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from transformers import PreTrainedTokenizerBase
-    from trl import SFTTrainer
-
-_MARKER = re.compile(r"\{%-?\s*generation\s*-?%\}")
-_WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
-
-
-class SftSettings(Settings):
-    """Length and pace of fine-tuning. The rates suit full training of a model of a few million."""
-
-    steps: Annotated[int, Field(ge=0)] = Field(
-        default=0, description="optimiser steps; 0: epochs decides"
-    )
-    epochs: Positive = Field(default=1.0, description="passes over the data, where steps is 0")
-    batch_size: Count = Field(default=32, description="conversations in one step")
-    learning_rate: Positive = Field(
-        default=3e-4, description="peak rate of AdamW; falls along a cosine"
-    )
-    warmup_steps: Annotated[int, Field(ge=0)] = Field(
-        default=10, description="linear warm-up, in steps"
-    )
-    max_length: Count = Field(
-        default=1024, description="longer conversations are cut at this many tokens"
-    )
-    bf16: bool | None = Field(
-        default=None, description="bfloat16 autocast; None: where hardware has it"
-    )
-    threads: Annotated[int, Field(ge=0)] = Field(
-        default=0, description="CPU threads; 0 leaves torch's choice"
-    )
-
 
 Rows = Sequence[Mapping[str, Any]]
+_GATHER = "stage3_gather_16bit_weights_on_model_save"
 
 
 def sft(
     model: str | Path,
-    data: Rows | str | Path | Dataset,
+    data: Rows | str | Path | Dataset | None,
     out_dir: str | Path,
     settings: SftSettings | None = None,
     *,
     seed: int = 0,
+    **changes: Any,
 ) -> Path:
-    """Fine-tune a checkpoint on conversations; the result is an ordinary checkpoint folder."""
+    """Fine-tune a checkpoint on conversations; the result is an ordinary checkpoint folder.
+
+    ``data``: rows, a file, a saved data set, a Dataset; None where ``mix`` names the files.
+    ``changes`` are fields of SftSettings by name (``packing="batch"``). ``sft.json`` in the result
+    holds the settings, the report of the data, the first examples and the loss curve.
+
+    Raises UsageError for bad input, before a model is loaded and with nothing written. After
+    Ctrl-C it raises KeyboardInterrupt; ``resume=True`` goes on from there.
+    """
+    settings = with_changes(settings, changes)
+    check_free(Path(out_dir))
+    ready = prepare(model, data, settings, seed=seed)
+    place = Place(out_dir, ready.asked(), resume=settings.resume)
+    if main_rank() and not settings.quiet:
+        show(ready.shown, ready.report)
+    return _train(ready, place)
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A fine-tuning that is ready to start: everything is checked, nothing is loaded."""
+
+    model: str
+    settings: SftSettings
+    seed: int
+    tokenizer: Any
+    starts: Starts  # of new tokens
+    order: list[Example]  # in the order of training where there is a mix
+    report: dict[str, Any]
+    shown: list[dict[str, Any]]  # the first examples, in parts
+    digest: str
+
+    def asked(self) -> dict[str, Any]:
+        """What must be the same when an interrupted training goes on."""
+        free = {"resume", "quiet", "threads", "log_every", "checkpoint_every"}
+        settings = self.settings.model_dump(mode="json", exclude=free)
+        return {"model": self.model, "seed": self.seed, "examples": self.digest, **settings}
+
+
+def prepare(
+    model: str | Path,
+    data: Rows | str | Path | Dataset | None,
+    settings: SftSettings | None = None,
+    *,
+    seed: int = 0,
+) -> Prepared:
+    """Read, check and render everything. Raises UsageError; writes nothing."""
     settings = settings or SftSettings()
-    out = _free_place(out_dir)
-    rows = _rows(data)
-    tokenizer = _tokenizer(model)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    try:
-        trainer = _trainer(str(model), tokenizer, rows, _arguments(settings, temporary, seed))
-        result = trainer.train()
-        _save(trainer, tokenizer, temporary)
-        record = {
-            "model": str(model),
-            "rows": len(rows),
-            "seed": seed,
-            "settings": settings.model_dump(),
-            "seconds": result.metrics["train_runtime"],
-            "steps": result.global_step,
-            "losses": [log["loss"] for log in trainer.state.log_history if "loss" in log],
-        }
-        (temporary / "sft.json").write_text(json.dumps(record, indent=1) + "\n")
-        temporary.chmod(0o755)  # mkdtemp's own mode would lock other users' servers out
-        os.replace(temporary, out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return out
+    sources = _sources(data, settings)
+    _check_more(settings.trl)
+    _check_deepspeed(settings)
+    tokenizer, starts = prepare_tokenizer(model, settings)
+    check_lora(settings.lora, str(model), starts)
+    _batches(settings)
+    thinking = "template" if settings.thinking == "split" else settings.thinking
+    renderer = Renderer(tokenizer, thinking=thinking, variables=settings.template_args)
+    examples = make_examples(sources, renderer, settings, window(model, settings))
+    report = examples.report()
+    order = examples.rows
+    if settings.mix:
+        order, report["mix"] = _mix(examples, settings, seed)
+    shown = [
+        {"source": e.source, "row": e.row, "parts": parts_of(tokenizer, e)}
+        for e in order[:EXAMPLES]
+    ]
+    digest = examples.digest()
+    return Prepared(str(model), settings, seed, tokenizer, starts, order, report, shown, digest)
 
 
-def _free_place(out_dir: str | Path) -> Path:
-    out = Path(out_dir)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"{out} exists and is not empty: choose another folder or remove it")
-    return out
+def _sources(data: Any, settings: SftSettings) -> dict[str, Any]:
+    if (data is None or data == "") == (not settings.mix):
+        raise UsageError("give either data or mix = {file = share, ...}, one of the two")
+    return {name: name for name in settings.mix} if settings.mix else {name_of(data): data}
 
 
-def _rows(data: Rows | str | Path | Dataset) -> list[dict[str, Any]]:
-    """The conversations, checked one by one."""
-    source: Iterable[Any]
-    if isinstance(data, (str, Path)):
-        source, name = _read(Path(data)), str(data)
-    else:
-        source, name = data, "the data"
-    rows = []
-    for number, row in enumerate(source, 1):
-        problem = _problem(row)
-        if problem:
-            raise UsageError(f"{name}, row {number}: {problem}")
-        rows.append({"messages": [dict(message) for message in row["messages"]]})
-    if not rows:
-        raise UsageError(f"{name} holds no conversations")
-    return rows
-
-
-def _problem(row: Any) -> str | None:
-    """What is wrong with a row, if anything."""
-    if not isinstance(row, Mapping) or "messages" not in row:
-        found = sorted(row) if isinstance(row, Mapping) else type(row).__name__
-        return f"no 'messages' column (found: {found})"
-    messages = row["messages"]
-    if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
-        return "'messages' must be a list of at least one message"
-    for message in messages:
-        if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
-            return "every message needs a 'role' and a 'content'"
-    if not any(message["role"] == "assistant" for message in messages):
-        return "no message has the role 'assistant', so there is nothing to learn"
-    return None
-
-
-def _read(path: Path) -> Iterable[Any]:
-    if not path.is_file():
-        raise UsageError(f"there is no data file {path}")
-    if path.suffix == ".parquet":
-        import pyarrow.parquet
-
-        return list(pyarrow.parquet.read_table(path).to_pylist())
-    if path.suffix not in (".jsonl", ".json"):
-        raise UsageError(f"{path}: conversations are read from .jsonl or .parquet files")
-    rows = []
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                raise UsageError(f"{path}, line {number}: not JSON ({error.msg})") from error
-    return rows
-
-
-def _tokenizer(model: str | Path) -> PreTrainedTokenizerBase:
-    """The checkpoint's tokenizer, after making sure that it is a checkpoint one can chat with."""
-    from transformers import AutoTokenizer
-
-    folder = Path(model)
-    if folder.is_dir():
-        missing = [] if (folder / "config.json").is_file() else ["config.json"]
-        if not any(any(folder.glob(pattern)) for pattern in _WEIGHTS):
-            missing.append("weights (*.safetensors)")
-        if missing:
-            raise UsageError(f"{folder} is not a checkpoint: it has no {' and no '.join(missing)}")
-    elif folder.is_absolute() or str(model).startswith(".") or str(model).count("/") > 1:
-        raise UsageError(f"there is no checkpoint folder {folder}")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(str(model))
-    except (OSError, ValueError) as error:
-        raise UsageError(f"cannot load a tokenizer from {model}: {error}") from error
-    _check_template(tokenizer, model)
-    return tokenizer
-
-
-def _check_template(tokenizer: PreTrainedTokenizerBase, model: str | Path) -> None:
-    if tokenizer.chat_template is None:
-        raise UsageError(f"the tokenizer of {model} has no chat template")
-    if _MARKER.search(tokenizer.chat_template):
-        return
-    from trl.chat_template_utils import get_training_chat_template
-
-    try:
-        get_training_chat_template(tokenizer)
-    except ValueError as error:
-        raise UsageError(
-            f"the chat template of {model} does not mark what the assistant says: enclose it in "
-            "{% generation %} ... {% endgeneration %}"
-        ) from error
-
-
-def _arguments(settings: SftSettings, folder: Path, seed: int) -> Any:
-    import torch
+def _check_more(given: Mapping[str, Any]) -> None:
+    if not given:
+        return  # trl is slow to import
     from trl import SFTConfig
 
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
-    cuda = torch.cuda.is_available()
-    fast_bf16 = cuda or torch.cpu._is_avx512_bf16_supported()
-    return SFTConfig(
-        output_dir=str(folder),
-        max_steps=settings.steps or -1,
-        num_train_epochs=settings.epochs,
-        per_device_train_batch_size=settings.batch_size,
-        learning_rate=settings.learning_rate,
-        lr_scheduler_type="cosine",
-        warmup_steps=settings.warmup_steps,
-        max_length=settings.max_length,
-        assistant_only_loss=True,
-        # TRL turns checkpointing on for memory; here it would only cost a second forward pass.
-        gradient_checkpointing=cuda,
-        bf16=fast_bf16 if settings.bf16 is None else settings.bf16,
-        use_cpu=not cuda,
-        dataloader_pin_memory=cuda,
-        # Weights and optimiser stay float32 under autocast: small steps vanish in bfloat16.
-        model_init_kwargs={"dtype": "float32"},
-        logging_steps=10,
-        disable_tqdm=not sys.stderr.isatty(),
-        report_to="none",
-        save_strategy="no",
-        seed=seed,
-    )
+    unknown = sorted(set(given) - set(SFTConfig.__dataclass_fields__))
+    if unknown:
+        raise UsageError(f"trl: SFTConfig has no argument {', '.join(map(repr, unknown))}")
 
 
-def _trainer(
-    model: str, tokenizer: PreTrainedTokenizerBase, rows: list[dict[str, Any]], arguments: Any
-) -> SFTTrainer:
+def _check_deepspeed(settings: SftSettings) -> None:
+    path = settings.deepspeed
+    if not path:
+        return
+    try:
+        zero = json.loads(Path(path).read_text()).get("zero_optimization", {})
+    except (OSError, ValueError) as error:
+        raise UsageError(f"deepspeed: can't read {path}: {error}") from error
+    if zero.get("stage") == 3 and not zero.get(_GATHER):
+        raise UsageError(
+            f"deepspeed: with stage 3, {path} must set {_GATHER}: true in zero_optimization, or no "
+            "rank has the weights to save"
+        )
+    if zero.get("stage") == 3 and settings.new_tokens:
+        raise UsageError("new_tokens: not with ZeRO-3, add them in a training of one rank first")
+
+
+def _mix(
+    examples: Examples, settings: SftSettings, seed: int
+) -> tuple[list[Example], dict[str, Any]]:
+    rows = {name: [e for e in examples.rows if e.source == name] for name in settings.mix}
+    sizes = {name: len(found) for name, found in rows.items()}
+    total = settings.steps * settings.batch_size
+    total = total or round(settings.epochs * pass_size(sizes, settings.mix))
+    order = [rows[name][row] for name, row in mixed(sizes, settings.mix, total, seed)]
+    report = {}
+    for name in settings.mix:
+        drawn = sum(example.source == name for example in order)
+        passes = round(drawn / sizes[name], 3)
+        report[name] = {"share": drawn / total, "examples": drawn, "passes": passes}
+    return order, report
+
+
+def _batches(settings: SftSettings) -> dict[str, int]:
+    """How a step's conversations are divided among ranks and passes."""
+    share, left = divmod(settings.batch_size, ranks())
+    micro = settings.micro_batch_size or share
+    if left or share % micro:
+        raise UsageError(
+            f"batch_size {settings.batch_size} must be a multiple of {ranks()} ranks times "
+            f"micro_batch_size {micro}"
+        )
+    return {"per_device_train_batch_size": micro, "gradient_accumulation_steps": share // micro}
+
+
+def _train(ready: Prepared, place: Place) -> Path:
+    settings = ready.settings
+    with place, plain_output():
+        trainer = make_trainer(ready, place.work)
+        result = run(trainer, place)
+        folder = place.model
+        save(trainer, ready.tokenizer, folder, ready.model, ready.starts)
+        history = trainer.state.log_history
+        seconds, tokens = result.metrics["train_runtime"], _last(history, "num_tokens")
+        record = {
+            "model": ready.model,
+            "seed": ready.seed,
+            "rows": sum(ready.report["rows"].values()),
+            "settings": settings.model_dump(mode="json"),
+            "data": ready.report,
+            "examples": ready.shown,
+            "steps": result.global_step,
+            "seconds": seconds,
+            "tokens": tokens,
+            "loss": result.training_loss,
+            "losses": [_point(log) for log in history if "loss" in log],
+            "versions": package_versions(),
+        }
+        if not main_rank():
+            return place.out
+        return place.finish(finite(record), "sft.json")
+
+
+def _last(history: list[dict[str, Any]], name: str) -> int:
+    return int(next((log[name] for log in reversed(history) if name in log), 0))
+
+
+def _point(log: Mapping[str, Any]) -> dict[str, float]:
+    """One point of the loss curve."""
+    names = ("step", "loss", "learning_rate", "grad_norm", "mean_token_accuracy")
+    return {name: log[name] for name in names if name in log}
+
+
+def make_trainer(ready: Prepared, folder: Path) -> Any:
+    """TRL's SFTTrainer with everything in it."""
     from datasets import Dataset
-    from transformers import PrinterCallback
     from trl import SFTTrainer
 
-    trainer = SFTTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=Dataset.from_list(rows),
-        processing_class=tokenizer,
+    args = _arguments(ready, folder)
+    device = args.device.type  # joins the other ranks before a model is loaded
+    packed = ready.settings.packing != "off"
+    attention = packed_implementation(device, args.bf16) if packed else None
+    model = load_model(
+        ready.model, ready.settings, ready.starts, bf16=args.bf16, attention=attention
     )
-    trainer.remove_callback(PrinterCallback)  # prints dictionaries where there is no terminal
-    return trainer
+    columns = {
+        "input_ids": [example.token_ids for example in ready.order],
+        "labels": [example.labels for example in ready.order],
+    }
+    return SFTTrainer(
+        model=model,
+        args=args,
+        train_dataset=Dataset.from_dict(columns),
+        processing_class=ready.tokenizer,
+        peft_config=new_adapter(ready.settings, model, ready.starts),
+    )
 
 
-def _save(trainer: SFTTrainer, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Only what an ordinary checkpoint holds: the trainer's own leavings are removed first."""
-    for leftover in folder.iterdir():
-        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-    trainer.model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+def _arguments(ready: Prepared, folder: Path) -> Any:
+    from trl import SFTConfig
+
+    settings = ready.settings
+    rows = settings.packing == "rows"
+    given: dict[str, Any] = {
+        **_batches(settings),
+        "max_length": settings.max_length if rows else None,  # else nothing is left to cut
+        "packing": rows,
+        "padding_free": settings.packing == "batch",
+        "neftune_noise_alpha": settings.neftune_alpha or None,
+        "logging_steps": settings.log_every,
+        "logging_first_step": False,
+        "deepspeed": settings.deepspeed or None,
+    }
+    if settings.mix:
+        given["num_train_epochs"] = 1  # the order holds every pass
+        given["train_sampling_strategy"] = "random" if rows else "sequential"
+    return arguments(SFTConfig, settings, folder, ready.seed, **(given | settings.trl))

@@ -1,0 +1,103 @@
+"""The settings of supervised fine-tuning: one flat table, with the same names everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+
+from posttrain.config import Count, Positive, checked, read_tree
+from posttrain.trainers.training import AdapterSettings, PaceSettings
+
+
+class SftAdapterSettings(AdapterSettings):
+    """An adapter to train: ``lora = {rank = 16, alpha = 32}``; the result is merged as well."""
+
+    bits: Literal[4] | None = None  # of the frozen weights: 4 is NF4 (QLoRA, arXiv:2305.14314)
+    start: str = ""  # folder of an adapter of the same base to go on from
+
+
+class SftSettings(PaceSettings):
+    """Data, loss and pace. The rates suit full training of a model of a few million."""
+
+    learning_rate: Positive = Field(
+        default=3e-4, description="peak rate of AdamW; falls along a cosine"
+    )
+    batch_size: Count = Field(
+        default=32, description="conversations in one step, over all ranks; with packing=rows, rows"
+    )
+    micro_batch_size: Count | None = Field(
+        default=None, description="of them at once on a rank; the rest is accumulated. None: all"
+    )
+    packing: Literal["off", "batch", "rows"] = Field(
+        default="off",
+        description="no padding: a step's conversations end to end, or rows filled to max_length",
+    )
+    mix: dict[str, Positive] = Field(
+        default_factory=dict, description="data file -> share of the examples, in place of data"
+    )
+    duplicates: Literal["keep", "drop"] = Field(
+        default="keep", description="what to do with equal examples after the first"
+    )
+    against: dict[str, str] = Field(
+        default_factory=dict, description="evaluation set's name -> its file; not to be trained on"
+    )
+    contaminated: Literal["error", "drop", "keep"] = Field(
+        default="error", description="what to do with rows that hold text of an evaluation set"
+    )
+    thinking: Literal["template", "keep", "drop", "split"] = Field(
+        default="template",
+        description="thoughts: as the template has it, all, none; split: every answer an example",
+    )
+    template_args: dict[str, Any] = Field(
+        default_factory=dict, description="variables for the chat template"
+    )
+    chat_template: str = Field(
+        default="", description="file with a chat template to use in place of the tokenizer's"
+    )
+    tokenizer: str = Field(
+        default="", description="folder or hub name of another tokenizer with the same vocabulary"
+    )
+    new_tokens: dict[str, tuple[str, ...]] = Field(
+        default_factory=dict, description="token to add -> words whose mean embedding it starts at"
+    )
+    neftune_alpha: float = Field(
+        default=0.0, ge=0.0, description="noise on embeddings in training (arXiv:2310.05914)"
+    )
+    lora: SftAdapterSettings | None = Field(
+        default=None, description="rank, alpha, targets, dropout, dora, rslora, bits, start"
+    )
+    deepspeed: str = Field(default="", description="DeepSpeed's JSON file, for several ranks")
+    log_every: Count = Field(default=10, description="steps between two points of the loss curve")
+    trl: dict[str, Any] = Field(
+        default_factory=dict, description="further arguments of trl.SFTConfig, by their names"
+    )
+    resume: bool = Field(default=False, description="go on with an interrupted training")
+    quiet: bool = Field(default=False, description="show no examples, no report")
+
+    @field_validator("lora", mode="before")
+    @classmethod
+    def _empty_is_off(cls, lora: Any) -> Any:
+        return None if lora == {} else lora  # TOML has no word for nothing
+
+
+class SftConfig(SftSettings):
+    """A whole job."""
+
+    model: str = Field(description="checkpoint folder or hub name")
+    data: str = Field(default="", description="file or folder of conversations; or use mix")
+    out_dir: str = Field(default="runs/sft", description="new folder for the result")
+    seed: int = Field(default=0, description="decides order, dropout and new weights")
+
+
+def load_sft_config(path: str | Path | None, overrides: Sequence[str] = ()) -> SftConfig:
+    """Read a TOML file with ``key=value`` overrides. Raises UsageError that names the setting."""
+    return checked(SftConfig, read_tree(path, overrides))
+
+
+def with_changes(settings: SftSettings | None, changes: dict[str, Any]) -> SftSettings:
+    """``settings`` with some of them replaced, checked. Raises UsageError."""
+    given = {} if settings is None else settings.model_dump(exclude_unset=True)
+    return checked(SftSettings, given | changes)
