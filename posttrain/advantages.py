@@ -43,13 +43,15 @@ class StepRewards:
     greedy: tuple[float | None, ...] = ()  # [P] reward of a greedy answer; needs "greedy"
     turn_values: tuple[tuple[tuple[float, ...], ...], ...] = ()  # [P][G][turns]; needs "turns"
     lengths: tuple[tuple[int, ...], ...] = ()  # [P][G] tokens written; needs "lengths"
+    # [P][G] log pi - log pi_ref of the whole answer, None where not judged; needs "log_ratios"
+    log_ratios: tuple[tuple[float | None, ...], ...] = ()
 
     def __post_init__(self) -> None:
         shape = [len(group) for group in self.values]
         if self.greedy and len(self.greedy) != len(shape):
             raise ValueError(f"{len(shape)} groups and {len(self.greedy)} greedy rewards")
-        for name, given in (("turn_values", self.turn_values), ("lengths", self.lengths)):
-            found = [len(group) for group in given]
+        for name in ("turn_values", "lengths", "log_ratios"):
+            found = [len(group) for group in getattr(self, name)]
             if found and found != shape:
                 raise ValueError(f"{name} of shape {found} for values of shape {shape}")
 
@@ -257,6 +259,35 @@ def rejection(
     return found
 
 
+@ADVANTAGES.register("online_dpo", needs=("log_ratios",))
+def online_dpo(rewards: StepRewards, *, beta: Positive = 0.1) -> StepAdvantages:
+    """+-beta sigmoid(-beta (h_w - h_l)) for the best and the worst of a group, 0 for the others.
+
+    h = log pi - log pi_ref of the whole answer, w the last of the best rewards, l the first of the
+    worst. With the loss "reinforce" the gradient of these advantages is that of the pair's DPO loss
+
+        -log sigmoid(beta (h_w - h_l))
+
+    whose derivatives by log pi(w) and log pi(l) are -+ those numbers (Rafailov et al.,
+    arXiv:2305.18290, section 4), on pairs the policy wrote itself (OAIF, arXiv:2402.04792). It is
+    exact for one update per step, which this loop makes. A group of equal rewards is a tie and
+    gives 0. Left out: pairs of the samples in between.
+    """
+    if len(rewards.log_ratios) != len(rewards.values):
+        raise ValueError("advantage online_dpo needs the answers' log-prob ratios to the reference")
+    found: StepAdvantages = []
+    for values_G, ratios_G in zip(rewards.values, rewards.log_ratios, strict=True):
+        advantages: list[Advantage] = [*_each(values_G, lambda reward: 0.0)]
+        judged = [i for i, reward in enumerate(values_G) if reward is not None]
+        judged.sort(key=lambda i: values_G[i] or 0.0)
+        if judged and values_G[worst := judged[0]] != values_G[best := judged[-1]]:
+            margin = beta * ((ratios_G[best] or 0.0) - (ratios_G[worst] or 0.0))
+            weight = beta * _sigmoid(-margin)
+            advantages[best], advantages[worst] = weight, -weight
+        found.append(advantages)
+    return found
+
+
 @ADVANTAGES.register("turns", needs=("turns",))
 def turns(rewards: StepRewards, *, gamma: Share = 1.0, std: bool = True) -> StepAdvantages:
     """One advantage per model turn: its reward-to-go, compared with the group's at the same turn.
@@ -376,6 +407,10 @@ def whiten(advantages: Sequence[Array], masks: Sequence[NDArray[np.bool_]]) -> l
 def _each(values_G: Values, advantage: Callable[[float], float]) -> list[float | None]:
     """``advantage`` of every reward; None stays None."""
     return [None if reward is None else advantage(reward) for reward in values_G]
+
+
+def _sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))
 
 
 def _moments(values: Iterable[Values]) -> tuple[float, float]:

@@ -70,6 +70,7 @@ class Algorithm:
             greedy=(0.0,),
             turn_values=(((0.0,),) * group_size,),
             lengths=((1,) * group_size,),
+            log_ratios=((0.0,) * group_size,),
         )
         try:
             self.advantage(zeros)
@@ -107,6 +108,11 @@ class Algorithm:
         return {role: str(url) for role, url in found.items() if url}
 
     @property
+    def log_ratios(self) -> bool:
+        """Whether the advantages look at the log-probs of policy and reference."""
+        return "log_ratios" in self.advantage.needs
+
+    @property
     def kl_in_reward(self) -> bool:
         return kl_coef(self.parts.kl, "reward") > 0
 
@@ -118,12 +124,13 @@ class Algorithm:
     @property
     def reference(self) -> bool:
         """Whether the learner keeps the start policy, to be the reference."""
-        return self.kl and "reference" not in self.servers
+        return (self.kl or self.log_ratios) and "reference" not in self.servers
 
     @property
     def asks_learner(self) -> tuple[str, ...]:
         """What of each token the advantages need from the learner."""
-        asked = (("values", self.critic), ("reference", self.kl_in_reward and self.reference))
+        reference = (self.kl_in_reward or self.log_ratios) and self.reference
+        asked = (("values", self.critic), ("reference", reference), ("policy", self.log_ratios))
         return tuple(name for name, needed in asked if needed)
 
     @property

@@ -199,18 +199,23 @@ class RankLearner:
 
     # log-probs and weights
 
+    @torch.no_grad()
     def examine(self, batch: Batch, what: str) -> list[Floats]:
-        """Of the targets of each of this rank's rows [N]: "values" or "reference" log-probs."""
+        """Of the targets of each of this rank's rows [N]: see ``types.Learner.examine``."""
         found: list[Floats] = []
+        self._policy.eval()
         for row in batch.rows[self.rank]:
             tensors = RowTensors(row, self._device, share_prompts=self._share)
             if what == "values" and self._critic is not None:
                 found.append(self._critic.values(tensors))
-            elif what == "reference" and self._algorithm.reference:
+                continue
+            if what == "reference" and self._algorithm.reference:
                 all_N = self._reference_logprobs(tensors)
-                found.append(all_N[: tensors.n_targets].cpu().numpy())
+            elif what == "policy":
+                all_N = self._engine(*tensors.inputs, self._config.rollout.temperature)[0]
             else:
                 raise ValueError(f"this learner has nothing to say of {what!r}")
+            found.append(all_N[: tensors.n_targets].cpu().numpy())
         return found
 
     @torch.no_grad()

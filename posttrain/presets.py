@@ -165,6 +165,19 @@ PRESETS: dict[str, Preset] = {
             _ON_POLICY,
         ),
     ),
+    "online_dpo": Preset(
+        "Online DPO, arXiv:2402.04792",
+        _rows(
+            (
+                {"name": "online_dpo", "beta": 0.1},
+                "eq. 1; best against worst is ours",
+            ),
+            ("reinforce", "the pair loss's gradient, through the advantages"),
+            ("none", "the reference is in the pair loss"),
+            ("fixed", "a sequence's log-prob is a sum over its tokens, up to a constant"),
+            ("none", "on-policy: the pair's weight is the learner's own"),
+        ),
+    ),
     "expert_iteration": Preset(
         "Rejection-sampling fine-tuning, arXiv:2308.01825",
         _rows(

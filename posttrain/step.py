@@ -7,7 +7,7 @@ nothing to the gradient of the policy loss; its forward pass is skipped where no
 and its tokens still count in the denominator, so the update is the same and cheaper.
 
 What an advantage needs of each token beside rewards is asked first: the critic's values and the
-reference's log-probs of the learner or of a server, the teacher's of its server.
+log-probs of policy and reference of the learner or of a server, the teacher's of its server.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ from posttrain.losses import denominator
 from posttrain.types import Batch, FinishReason, Floats, Group, Learner, Rollout, Sample
 from rewards import Outcome
 
-PerToken = Mapping[str, Sequence[Floats]]  # "values", "reference", "teacher" -> [T] of each sample
+# "values", "reference", "policy", "teacher" -> [T] of each sample
+PerToken = Mapping[str, Sequence[Floats]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,12 +105,15 @@ class Credit:
         per_token: PerToken,
     ) -> list[Sample]:
         penalties = iter(self._penalties(drafts, per_token))
+        ratios = iter(self._log_ratios(drafts, per_token))
         values: dict[str, float | None] = {}
+        log_ratios: dict[str, float] = {}
         for members in trained:
             for rollout in members:
                 value = rollout.score.value
                 values[rollout.rollout_id] = None if value is None else value - next(penalties)
-        advantages = self.algorithm.advantage(step_rewards(groups, values))
+                log_ratios[rollout.rollout_id] = next(ratios)
+        advantages = self.algorithm.advantage(step_rewards(groups, values, log_ratios))
         samples: list[Sample] = []
         for group, advantages_G in zip(groups, advantages, strict=True):
             for rollout, advantage in zip(group.rollouts, advantages_G, strict=True):
@@ -126,6 +130,21 @@ class Credit:
             float(sum(self.algorithm.kl_cost(s, next(reference)).sum() for s in own))
             for own in drafts
         ]
+
+    def _log_ratios(self, drafts: Sequence[Sequence[Sample]], per_token: PerToken) -> list[float]:
+        """log pi - log pi_ref of each rollout, where the advantage looks at it."""
+        if not self.algorithm.log_ratios:
+            return [0.0] * len(drafts)
+        found = zip(
+            (sample.loss_mask for own in drafts for sample in own),
+            per_token.get("policy", ()),  # of no draft at all nothing was asked
+            per_token.get("reference", ()),
+            strict=True,
+        )
+        gaps = iter(
+            [float((own - other)[mask].sum(dtype=np.float64)) for mask, own, other in found]
+        )
+        return [sum(next(gaps) for _ in own) for own in drafts]
 
     def _by_token(
         self,
@@ -184,13 +203,18 @@ def _with_reference(
     return [dataclasses.replace(s, reference=next(of_rollout[s.rollout_id])) for s in samples]
 
 
-def step_rewards(groups: Sequence[Group], values: Mapping[str, float | None]) -> StepRewards:
-    """What a group function sees; ``values`` by rollout id, a rollout not in it is None."""
+def step_rewards(
+    groups: Sequence[Group],
+    values: Mapping[str, float | None],
+    log_ratios: Mapping[str, float],
+) -> StepRewards:
+    """What a group function sees; both by rollout id, a rollout not in them is None."""
     return StepRewards(
         values=tuple(tuple(values.get(r.rollout_id) for r in g.rollouts) for g in groups),
         greedy=tuple(g.greedy.score.value for g in groups if g.greedy is not None),
         turn_values=tuple(tuple(r.turn_values for r in g.rollouts) for g in groups),
         lengths=tuple(tuple(r.n_completion_tokens for r in g.rollouts) for g in groups),
+        log_ratios=tuple(tuple(log_ratios.get(r.rollout_id) for r in g.rollouts) for g in groups),
     )
 
 

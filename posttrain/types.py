@@ -326,7 +326,8 @@ class Learner(Protocol):
     async def examine(self, batch: Batch, what: str) -> list[list[Floats]]:
         """[rank][row] -> [N]: of each token with a loss, in order, what is said of it.
 
-        ``what`` is "values" (the critic's) or "reference" (log-probs of the start policy).
+        ``what`` is "values" (the critic's), or log-probs: of the start policy ("reference"), of
+        the weights as they are ("policy").
         """
         ...
 

@@ -25,9 +25,9 @@ TOKEN = sorted(name for name in ADVANTAGES if "tokens" in ADVANTAGES.resolve(nam
 STEP = sorted(set(ADVANTAGES) - set(TOKEN))
 
 
-def of(name, *groups, greedy=(), turns=(), lengths=(), **own):
+def of(name, *groups, greedy=(), turns=(), lengths=(), log_ratios=(), **own):
     """The advantages of a step of these groups."""
-    step = StepRewards(tuple(map(tuple, groups)), tuple(greedy), turns, lengths)
+    step = StepRewards(tuple(map(tuple, groups)), tuple(greedy), turns, lengths, log_ratios)
     return ADVANTAGES.resolve({"name": name, **own})(step)
 
 
@@ -43,6 +43,7 @@ def step_of(groups):
         greedy=(0.5,) * len(groups),
         turn_values=tuple(((0.0, 0.25),) * len(group) for group in groups),
         lengths=tuple((3,) * len(group) for group in groups),
+        log_ratios=tuple((0.5,) * len(group) for group in groups),
     )
 
 
@@ -197,6 +198,26 @@ def test_pass_at_k_is_the_closed_form_of_the_paper(right, k):
     assert found[-1] == pytest.approx((1 - mean - lost) / scale)
 
 
+def test_online_dpo_by_hand():
+    # best: reward 3, h = 1.5; worst: reward 0, h = -0.5; beta = 0.5: margin 0.5 * 2 = 1
+    # 0.5 * sigmoid(-1) = 0.5 * 0.268941 = 0.134471
+    (found, tie) = of(
+        "online_dpo",
+        [0.0, None, 1.0, 3.0],
+        [0.7, 0.7, None, 0.7],
+        log_ratios=((-0.5, None, 9.0, 1.5), (0.0, 1.0, None, 2.0)),
+        beta=0.5,
+    )
+    assert found == pytest.approx([-0.134471, None, 0.0, 0.134471], abs=1e-6)
+    assert tie == [0.0, 0.0, None, 0.0]
+
+
+def test_online_dpo_has_no_overflow():
+    for ratios, expected in (((1e4, -1e4), 0.0), ((-1e4, 1e4), 1.0)):  # beta * sigmoid(-+2e4)
+        (found,) = of("online_dpo", [1.0, 0.0], log_ratios=(ratios,), beta=1.0)
+        assert found == pytest.approx([expected, -expected])
+
+
 def expected_gradient(name, p, size, **own):
     """d/dp of what the advantages ascend: E[mean_i A_i d log P(r_i) / dp], by enumeration.
 
@@ -317,6 +338,8 @@ def test_settings_that_cannot_work():
         of_group("maxrl", [1.0, -1.0])
     with pytest.raises(ValueError, match="turns needs"):
         of_group("turns", [1.0, 0.0])
+    with pytest.raises(ValueError, match="online_dpo needs"):
+        of_group("online_dpo", [1.0, 0.0])
     with pytest.raises(ValueError, match="2 groups and 1 greedy"):
         StepRewards(((1.0,), (1.0,)), greedy=(1.0,))
     with pytest.raises(ValueError, match="lengths of shape"):

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from posttrain.advantages import ADVANTAGES, StepRewards
 from posttrain.corrections import CORRECTIONS
 from posttrain.losses import (
     AGGREGATIONS,
@@ -504,3 +505,39 @@ def test_every_function_has_golden_steps() -> None:
     for registry in (LOSSES, CORRECTIONS, KLS, AGGREGATIONS):
         missing = [name for name in registry if name != "none" and f"'{name}'" not in text]
         assert not missing, f"{registry.kind}: {missing}"
+
+
+def test_online_dpos_gradient_is_that_of_the_pair_loss():
+    """Advantages from log-probs looked at before + "reinforce" = autograd of the DPO loss.
+
+    Two groups; sequences of 3, 1, 2 and 2, 4 tokens; the middle one of the first group is neither
+    best nor worst and gets no gradient.
+    """
+    generator = torch.Generator().manual_seed(0)
+    lengths, beta = [3, 1, 2, 2, 4], 0.3
+    logprobs = -torch.rand(12, generator=generator, dtype=torch.float64) * 3
+    reference = -torch.rand(12, generator=generator, dtype=torch.float64) * 3
+    pairs = [(2, 0), (3, 4)]  # (best, worst)
+
+    def sums(values):
+        return torch.stack([part.sum() for part in values.split(lengths)])
+
+    direct = logprobs.clone().requires_grad_()
+    h = sums(direct) - sums(reference)
+    margins = torch.stack([beta * (h[best] - h[worst]) for best, worst in pairs])
+    (-torch.nn.functional.logsigmoid(margins)).sum().backward()
+
+    ratios = (sums(logprobs) - sums(reference)).tolist()
+    seen = StepRewards(
+        values=((0.0, 0.5, 1.0), (2.0, -1.0)), log_ratios=(tuple(ratios[:3]), tuple(ratios[3:]))
+    )
+    groups = ADVANTAGES.resolve({"name": "online_dpo", "beta": beta})(seen)
+    per_sequence = vector([a for group in groups for a in group])
+    batch = dataclasses.replace(
+        tokens([1.0] * 12, [0.0] * 12, lengths=lengths),
+        logprobs=logprobs.clone().requires_grad_(),
+        advantages=torch.repeat_interleave(per_sequence, torch.tensor(lengths)),
+    )
+    _, gradient, _ = found(batch, loss="reinforce", aggregation="fixed")
+    assert gradient == pytest.approx(direct.grad.tolist(), abs=1e-12)
+    assert gradient[3] == 0.0

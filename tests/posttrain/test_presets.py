@@ -27,7 +27,7 @@ REGISTRIES = {
 def test_the_presets() -> None:
     assert set(PRESETS) == {
         *("grpo", "dr_grpo", "dapo", "rloo", "reinforce", "reinforce++", "gspo", "cispo"),
-        *("ppo", "remax", "expert_iteration", "distill"),
+        *("ppo", "remax", "expert_iteration", "distill", "online_dpo"),
     }
 
 

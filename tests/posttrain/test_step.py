@@ -47,6 +47,8 @@ class Examined:
 
     async def examine(self, batch: Batch, what: str) -> list[list[np.ndarray]]:
         self.asked = what
+        if what == "policy":
+            return [[row.logprobs[row.loss_mask] for row in rank] for rank in batch.rows]
         if what == "reference":
             return [[row.logprobs[row.loss_mask] - 0.5 for row in rank] for rank in batch.rows]
         return [
@@ -191,6 +193,20 @@ def test_a_step_of_which_nothing_is_left_has_no_batch(place: str) -> None:
 def test_without_a_coefficient_nobody_is_asked() -> None:
     kl = {"name": "k3", "coef": 0.0, "reference": URL}
     assert Algorithm.of(config_of(algorithm={"kl": kl}).algorithm).servers == {}
+
+
+def test_online_dpo_pairs_the_best_and_the_worst() -> None:
+    """log pi - log ref = 0.5 at each token: h = 2, 1, 1 for answers of 4, 2 and 2 tokens."""
+    members = (rollout("0-0-0", 1.0, 4), rollout("0-0-1", 0.5, 2), rollout("0-0-2", 0.0, 2))
+    batch = batch_of(
+        [Group(0, 0, members), group(1, [1.0, 1.0])],
+        algorithm={"preset": "online_dpo"},
+        rollout={"max_tokens": 10},
+    )
+    assert batch is not None
+    weight = round(0.1 / (1 + math.exp(0.1 * (2 - 1))), 4)  # beta sigmoid(-beta (h_w - h_l))
+    assert advantages(batch) == [-weight] * 2 + [weight] * 4
+    assert batch.denominator == 5 * 10.0  # all sequences of the step, of max_tokens
 
 
 def test_gae_goes_through_the_critic() -> None:
