@@ -28,7 +28,7 @@ from rewards.errors import UsageError, did_you_mean
 from rewards.model.batching import MicroBatcher
 from rewards.model.checkpoint import TOKEN, Checkpoint, LocalSettings, finite
 from rewards.model.failures import Unjudged, no_score
-from rewards.model.reading import Message, conversation, settings_of
+from rewards.model.reading import Message, Reader, conversation, settings_of
 from rewards.model.reward import outcome
 from rewards.registry import register
 from rewards.score import Outcome, Score
@@ -42,7 +42,7 @@ AGGREGATES: dict[str, Callable[[Sequence[float]], float]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class _Marked:
+class MarkedSteps:
     """Token ids, and where the steps end."""
 
     ids: list[int]  # [T]
@@ -76,7 +76,7 @@ class ProcessReward:
         self.counts: Counter[str] = Counter()
         self._separator, self._mark = marks
         self._aggregate, self._checkpoint = aggregate, checkpoint
-        self._batcher: MicroBatcher[Sequence[Message], _Marked, list[float]] = MicroBatcher(
+        self._batcher: MicroBatcher[Sequence[Message], MarkedSteps, list[float]] = MicroBatcher(
             self._marked,
             self._probabilities,
             token_budget=settings.token_budget,
@@ -104,30 +104,14 @@ class ProcessReward:
         return Score(value, outcome(value, self.threshold), parts, detail)
 
     def _steps(self, completion: str) -> list[str]:
-        return [step for step in completion.split(self._separator) if step.strip()]
+        return split_steps(completion, self._separator)
 
-    def _marked(self, messages: Sequence[Message]) -> _Marked:
-        """Tokens of the conversation with marks in its last message. Raises Unjudged."""
-        reader = self._checkpoint.reader
+    def _marked(self, messages: Sequence[Message]) -> MarkedSteps:
         steps = self._steps(str(messages[-1]["content"]))
-        if self._mark != self._separator:  # no step may hold a mark that the model wrote itself
-            steps = [
-                step.replace(self._mark, f"{self._mark[0]} {self._mark[1:]}") for step in steps
-            ]
-        safe, _ = reader.defused([*messages[:-1], *({"step": step} for step in steps)])
-        said, steps = safe[: len(messages) - 1], [m["step"] for m in safe[len(messages) - 1 :]]
-        body = "".join(step + self._mark for step in steps)
-        text = reader.render([*said, {**messages[-1], "content": body}])
-        first, last = _span(body, text)
-        encoded = reader.encode(text, return_offsets_mapping=True)
-        ids = list(encoded["input_ids"])
-        if len(ids) > reader.window:
-            raise Unjudged(f"{len(ids)} tokens are over the window of {reader.window}")
-        written = accumulate(len(step) + len(self._mark) for step in steps)
-        chars = [min(first + end - 1, last) for end in written]
-        return _Marked(ids, _tokens_at(encoded["offset_mapping"], chars))
+        own_mark = self._mark != self._separator
+        return mark_steps(self._checkpoint.reader, messages, steps, self._mark, own_mark)
 
-    def _probabilities(self, rows: list[_Marked]) -> list[list[float]]:
+    def _probabilities(self, rows: list[MarkedSteps]) -> list[list[float]]:
         logits = self._checkpoint.logits([row.ids for row in rows])
         if self._checkpoint.labels == 1:
             good = logits[:, :, 0].sigmoid()
@@ -173,6 +157,35 @@ def load_process(
         aggregate=aggregate,
         threshold=threshold,
     )
+
+
+def split_steps(completion: str, separator: str) -> list[str]:
+    """The steps of a completion; blank ones are none."""
+    return [step for step in completion.split(separator) if step.strip()]
+
+
+def mark_steps(
+    reader: Reader, messages: Sequence[Message], steps: Sequence[str], mark: str, own_mark: bool
+) -> MarkedSteps:
+    """Tokens of the conversation whose last message is ``steps``, each with ``mark`` behind it.
+
+    ``own_mark``: the mark is no separator that may stand in the text, so one that the model wrote
+    itself is broken up. Raises Unjudged.
+    """
+    if own_mark:
+        steps = [step.replace(mark, f"{mark[0]} {mark[1:]}") for step in steps]
+    safe, _ = reader.defused([*messages[:-1], *({"step": step} for step in steps)])
+    said, steps = safe[: len(messages) - 1], [m["step"] for m in safe[len(messages) - 1 :]]
+    body = "".join(step + mark for step in steps)
+    text = reader.render([*said, {**messages[-1], "content": body}])
+    first, last = _span(body, text)
+    encoded = reader.encode(text, return_offsets_mapping=True)
+    ids = list(encoded["input_ids"])
+    if len(ids) > reader.window:
+        raise Unjudged(f"{len(ids)} tokens are over the window of {reader.window}")
+    written = accumulate(len(step) + len(mark) for step in steps)
+    chars = [min(first + end - 1, last) for end in written]
+    return MarkedSteps(ids, _tokens_at(encoded["offset_mapping"], chars))
 
 
 def _span(body: str, text: str) -> tuple[int, int]:
