@@ -24,16 +24,17 @@ from posttrain.trainers.mixing import mixed, pass_size
 from posttrain.trainers.packing import packed_implementation
 from posttrain.trainers.preview import EXAMPLES, parts_of, show
 from posttrain.trainers.sft_model import check_lora, load_model, new_adapter, save
-from posttrain.trainers.sft_settings import SftSettings, with_changes
+from posttrain.trainers.sft_settings import SftSettings
 from posttrain.trainers.training import (
     Place,
     arguments,
+    batches,
     check_free,
     main_rank,
     plain_output,
-    ranks,
     run,
     window,
+    with_changes,
 )
 from posttrain.trainers.vocabulary import Starts, prepare_tokenizer
 
@@ -62,7 +63,7 @@ def sft(
     Raises UsageError for bad input, before a model is loaded and with nothing written. After
     Ctrl-C it raises KeyboardInterrupt; ``resume=True`` goes on from there.
     """
-    settings = with_changes(settings, changes)
+    settings = with_changes(SftSettings, settings, changes)
     check_free(Path(out_dir))
     ready = prepare(model, data, settings, seed=seed)
     place = Place(out_dir, ready.asked(), resume=settings.resume)
@@ -106,7 +107,7 @@ def prepare(
     _check_deepspeed(settings)
     tokenizer, starts = prepare_tokenizer(model, settings)
     check_lora(settings.lora, str(model), starts)
-    _batches(settings)
+    batches(settings.batch_size, settings.micro_batch_size)
     thinking = "template" if settings.thinking == "split" else settings.thinking
     renderer = Renderer(tokenizer, thinking=thinking, variables=settings.template_args)
     examples = make_examples(sources, renderer, settings, window(model, settings))
@@ -169,18 +170,6 @@ def _mix(
         passes = round(drawn / sizes[name], 3)
         report[name] = {"share": drawn / total, "examples": drawn, "passes": passes}
     return order, report
-
-
-def _batches(settings: SftSettings) -> dict[str, int]:
-    """How a step's conversations are divided among ranks and passes."""
-    share, left = divmod(settings.batch_size, ranks())
-    micro = settings.micro_batch_size or share
-    if left or share % micro:
-        raise UsageError(
-            f"batch_size {settings.batch_size} must be a multiple of {ranks()} ranks times "
-            f"micro_batch_size {micro}"
-        )
-    return {"per_device_train_batch_size": micro, "gradient_accumulation_steps": share // micro}
 
 
 def _train(ready: Prepared, place: Place) -> Path:
@@ -252,7 +241,7 @@ def _arguments(ready: Prepared, folder: Path) -> Any:
     settings = ready.settings
     rows = settings.packing == "rows"
     given: dict[str, Any] = {
-        **_batches(settings),
+        **batches(settings.batch_size, settings.micro_batch_size),
         "max_length": settings.max_length if rows else None,  # else nothing is left to cut
         "packing": rows,
         "padding_free": settings.packing == "batch",

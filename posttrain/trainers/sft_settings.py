@@ -95,9 +95,3 @@ class SftConfig(SftSettings):
 def load_sft_config(path: str | Path | None, overrides: Sequence[str] = ()) -> SftConfig:
     """Read a TOML file with ``key=value`` overrides. Raises UsageError that names the setting."""
     return checked(SftConfig, read_tree(path, overrides))
-
-
-def with_changes(settings: SftSettings | None, changes: dict[str, Any]) -> SftSettings:
-    """``settings`` with some of them replaced, checked. Raises UsageError."""
-    given = {} if settings is None else settings.model_dump(exclude_unset=True)
-    return checked(SftSettings, given | changes)

@@ -17,11 +17,11 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import Field
 
-from posttrain.config import Count, Positive, Settings
+from posttrain.config import Count, Positive, Settings, checked
 from posttrain.errors import UsageError
 
 if TYPE_CHECKING:
@@ -74,6 +74,9 @@ class PaceSettings(Settings):
     checkpoint_every: Annotated[int, Field(ge=0)] = Field(
         default=0, description="steps between checkpoints; 0: only when interrupted"
     )
+
+
+PaceT = TypeVar("PaceT", bound=PaceSettings)
 
 
 class Place:
@@ -157,6 +160,24 @@ def ranks() -> int:
 def main_rank() -> bool:
     """Whether this process is the one that writes and speaks."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def batches(batch_size: int, micro_batch_size: int | None) -> dict[str, int]:
+    """How a step's rows are divided among ranks and passes. Raises UsageError where they can't."""
+    share, left = divmod(batch_size, ranks())
+    micro = micro_batch_size or share
+    if left or not micro or share % micro:
+        raise UsageError(
+            f"batch_size {batch_size} must be a multiple of {ranks()} ranks times "
+            f"micro_batch_size {micro}"
+        )
+    return {"per_device_train_batch_size": micro, "gradient_accumulation_steps": share // micro}
+
+
+def with_changes(kind: type[PaceT], settings: PaceT | None, changes: Mapping[str, Any]) -> PaceT:
+    """``settings`` with some of them replaced, checked. Raises UsageError."""
+    given = {} if settings is None else settings.model_dump(exclude_unset=True)
+    return checked(kind, {**given, **changes})
 
 
 def arguments(kind: Any, settings: PaceSettings, folder: Path, seed: int, **own: Any) -> Any:
