@@ -1,0 +1,172 @@
+"""Training a reward model on preferences: a score head on a chat model, by TRL's RewardTrainer.
+
+Left out of InstructGPT's recipe: all pairs of a ranking in one batch, which saves passes over the
+longer prompts; here they are shuffled like others, so an epoch sees an answer of a ranking of K in
+up to K - 1 batches.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from posttrain.jsonl import finite
+from posttrain.trainers.pair_settings import base_record, progress
+from posttrain.trainers.preference_data import Row, fingerprint
+from posttrain.trainers.reward_data import RewardModelSettings, RewardRows, reward_rows
+from posttrain.trainers.reward_judging import ScoredPair, judge
+from posttrain.trainers.reward_page import page
+from posttrain.trainers.training import (
+    Place,
+    adapter_config,
+    arguments,
+    check_adapter,
+    check_free,
+    checkpoint_tokenizer,
+    main_rank,
+    plain_output,
+    run,
+    save_model,
+    window,
+    with_changes,
+)
+
+AT_ONCE = 32  # rows scored in one pass
+RECORD, PAGE, SCORES = "reward_model.json", "reward_model.html", "held_out.jsonl"
+_SHOWN = {"loss": "loss", "accuracy": "accuracy", "margin": "margin"}
+
+
+def train_reward_model(
+    model: str | Path,
+    data: Any,
+    out_dir: str | Path,
+    settings: RewardModelSettings | None = None,
+    *,
+    seed: int = 0,
+    **changes: Any,
+) -> Path:
+    """Train a reward model from a chat checkpoint; ``rewards.model.load`` takes the result.
+
+    ``data``: pairs, ties, margins, rankings, see ``posttrain.trainers.pairs``. ``changes`` are
+    fields of RewardModelSettings by name. The result holds ``reward_model.json``, the same as a
+    page (``reward_model.html``), and the scores of the held-out pairs (``held_out.jsonl``).
+
+    Raises UsageError for bad input, before the model is loaded and with nothing written. After
+    Ctrl-C it raises KeyboardInterrupt; ``resume=True`` goes on from there.
+    """
+    settings = with_changes(RewardModelSettings, settings, changes)
+    check_free(Path(out_dir))
+    settings.batches()  # raises before anything is read
+    tokenizer = checkpoint_tokenizer(model)
+    check_adapter(settings.lora, str(model))
+    rows = reward_rows(tokenizer, data, settings, window(model, settings), seed)
+    digest = fingerprint([*rows.train, *rows.held_out])
+    asked = {"model": str(model), "rows": digest, "seed": seed, **settings.asked()}
+    place = Place(out_dir, asked, resume=settings.resume)
+    with place, plain_output():
+        trainer = _trainer(str(model), tokenizer, rows, settings, place, seed)
+        trainer.add_callback(progress(_SHOWN, settings.quiet or not main_rank()))
+        result = run(trainer, place)
+        scored = score_pairs(trainer.model, rows.held_out, tokenizer.pad_token_id)
+        record = base_record(model, settings, seed, rows.counts, result) | {
+            "rows": len(rows.train),
+            "ties": sum(row["tie"] for row in rows.train),
+            "losses": [_point(log) for log in trainer.state.log_history if "loss" in log],
+            "held_out": judge(scored, rows.eta),
+        }
+        if not main_rank():
+            return place.out
+        save_model(trainer, tokenizer, place.model)
+        return _finish(place, finite(record), scored)
+
+
+def _finish(place: Place, record: Mapping[str, Any], scored: Sequence[ScoredPair]) -> Path:
+    lines = [
+        json.dumps({name: getattr(pair, name) for name in ScoredPair.__slots__}) + "\n"
+        for pair in scored
+    ]
+    (place.model / SCORES).write_text("".join(lines))
+    (place.model / PAGE).write_text(page(place.out.name, record))
+    return place.finish(record, RECORD)
+
+
+def _point(log: Mapping[str, Any]) -> dict[str, float]:
+    return {name: log[name] for name in ("step", "loss", "accuracy", "margin") if name in log}
+
+
+# training
+
+
+def _trainer(
+    model: str,
+    tokenizer: Any,
+    rows: RewardRows,
+    settings: RewardModelSettings,
+    place: Place,
+    seed: int,
+) -> Any:
+    from datasets import Dataset
+    from trl import RewardConfig
+
+    from posttrain.trainers.reward_trainers import Collator, PairRewardTrainer
+
+    ties = rows.eta > 0
+    columns = ["chosen_ids", "rejected_ids"]
+    columns += ["margin"] if any(row["margin"] for row in rows.train) else []
+    columns += ["tie"] if ties else []
+    given = arguments(
+        RewardConfig,
+        settings,
+        place.work,
+        seed,
+        **settings.batches(),
+        logging_steps=settings.log_every,
+        max_length=None,  # rows are cut already
+        center_rewards_coefficient=settings.centre or None,
+        model_init_kwargs={"dtype": "float32"},
+    )
+    return PairRewardTrainer(
+        eta=rows.eta,
+        model=model,
+        args=given,
+        data_collator=Collator(pad_token_id=tokenizer.pad_token_id),
+        train_dataset=Dataset.from_list([{c: row[c] for c in columns} for row in rows.train]),
+        processing_class=tokenizer,
+        peft_config=adapter_config(settings.lora, "SEQ_CLS"),
+    )
+
+
+def score_pairs(model: Any, rows: Sequence[Row], pad: int) -> list[ScoredPair]:
+    """Raw scores of both answers of each row, in float32."""
+    chosen = raw_scores(model, [row["chosen_ids"] for row in rows], pad)
+    rejected = raw_scores(model, [row["rejected_ids"] for row in rows], pad)
+    return [
+        ScoredPair(row["row"], c, r, len(row["chosen_ids"]), len(row["rejected_ids"]), row["tie"])
+        for row, c, r in zip(rows, chosen, rejected, strict=True)
+    ]
+
+
+def raw_scores(
+    model: Any, rows: Sequence[Sequence[int]], pad: int, at_once: int = 32
+) -> list[float]:
+    """The head's output for each row of token ids, rows of similar lengths together."""
+    import torch
+
+    model.eval()
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    found = [0.0] * len(rows)
+    for start in range(0, len(order), AT_ONCE):
+        members = order[start : start + AT_ONCE]
+        longest = max(len(rows[i]) for i in members)
+        ids = torch.full((len(members), longest), pad)
+        mask = torch.zeros_like(ids)
+        for at, i in enumerate(members):
+            ids[at, : len(rows[i])] = torch.tensor(rows[i])
+            mask[at, : len(rows[i])] = 1
+        with torch.inference_mode():
+            out = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device))
+        for i, value in zip(members, out.logits[:, 0].float().tolist(), strict=True):
+            found[i] = value
+    return found
