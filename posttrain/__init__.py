@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from posttrain.api import Run, evaluate, grpo, resume, run_config
     from posttrain.config import load_config
     from posttrain.errors import RunError, UsageError
+    from posttrain.trainers.preference import train_preferences
+    from posttrain.trainers.process_reward_model import train_process_reward_model
+    from posttrain.trainers.reward_model import train_reward_model
     from posttrain.trainers.sft import sft
 
 check_import_path()  # a user's own folder called envs or rewards: say so, before it fails to import
@@ -30,6 +33,9 @@ _HOMES = {
     "RunError": "posttrain.errors",
     "UsageError": "posttrain.errors",
     "sft": "posttrain.trainers.sft",
+    "train_preferences": "posttrain.trainers.preference",
+    "train_process_reward_model": "posttrain.trainers.process_reward_model",
+    "train_reward_model": "posttrain.trainers.reward_model",
 }
 
 __all__ = [
@@ -42,6 +48,9 @@ __all__ = [
     "resume",
     "run_config",
     "sft",
+    "train_preferences",
+    "train_process_reward_model",
+    "train_reward_model",
 ]
 
 

@@ -16,7 +16,7 @@ from posttrain.evaluation.command import add_parsers as add_evaluation_parsers
 from posttrain.evaluation.decontaminate import add_parser as add_decontaminate_parser
 from posttrain.export.command import add_parsers as add_export_parsers
 from posttrain.serving.command import add_parsers as add_serving_parsers
-from posttrain.trainers import sft_command
+from posttrain.trainers import preference_commands, sft_command
 from rewards.judge.command import add_arguments as add_judge_arguments
 from rewards.judge.command import run as run_judge_audit
 
@@ -51,6 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     _plan_parser(commands)
 
     sft_command.add_parser(commands)
+    preference_commands.add_parser(commands)
 
     resume = commands.add_parser("resume", help="go on with an interrupted run")
     resume.add_argument("run_dir", type=Path)

@@ -440,9 +440,10 @@ def test_there_is_a_quickstart_config() -> None:
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_every_toml_is_a_valid_job(path: Path) -> None:
     from posttrain.config import GrpoConfig
+    from posttrain.trainers.preference_commands import JOBS, job
     from posttrain.trainers.sft_settings import SftConfig
 
-    kinds: dict[str, type] = {"sft": SftConfig}
-    kind: Any = kinds.get(path.stem, GrpoConfig)
+    kinds: dict[str, type] = {"sft": SftConfig, **{name: job(name)[0] for name in JOBS}}
+    kind: Any = kinds.get(path.stem.replace("_", "-"), GrpoConfig)
     config = kind.model_validate(tomllib.loads(path.read_text()))
     assert config.model
