@@ -3,6 +3,7 @@
     history.py    what happened: records of metrics.jsonl, put in order
     charts.py     which curves are drawn, from which fields
     rollouts.py   the sample of rollouts that can be browsed, with token texts
+    alarms.py     what to warn of: a reward that rises while the held-out result falls
     headline.py   the numbers at the top, and the state of the run
     page.py       all of it as one page
     assets/       its template, style and scripts

@@ -18,6 +18,7 @@ from typing import Any
 
 from posttrain.jsonl import finite
 from posttrain.report import headline
+from posttrain.report.alarms import alarms
 from posttrain.report.charts import charts, marks, time_totals
 from posttrain.report.history import History, Record, read_history, setting
 from posttrain.report.rollouts import browsable
@@ -35,6 +36,7 @@ def render(run: Path) -> str:
     rollouts, problems = browsable(history, texts)
     if history.bad_lines:
         problems.append(f"{history.bad_lines} lines of metrics.jsonl can't be read")
+    problems += alarms(history)
     sections = charts(history)
     data = {"sections": sections, "marks": marks(history), "rollouts": rollouts}
     word, tone = headline.state(history)
