@@ -218,8 +218,9 @@ def test_a_pad_token_that_ends_conversations_is_replaced(
     model = tmp_path / "model"
     shutil.copytree(checkpoint, model)
     tokenizer: Any = AutoTokenizer.from_pretrained(model)
-    tokenizer.chat_template = tokenizer.chat_template.replace(
-        "{{- '\\n' -}}\n{%- endfor", "{%- endfor"
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
     tokenizer.pad_token = "<|im_end|>"
     tokenizer.save_pretrained(model)
