@@ -124,8 +124,9 @@ class _Clock:
 
 def _ours(options: Any) -> dict[str, float]:
     import torch
-    import trl  # noqa: F401  imports are not counted
 
+    # Imports are not counted: what the trainer imports when it runs is imported here.
+    from posttrain.trainers import preference_trainers  # noqa: F401
     from posttrain.trainers.preference import train_preferences
 
     torch.set_num_threads(options.threads)
