@@ -5,19 +5,23 @@ each prompt repeats what came before, and forks where an environment rewrote his
 samples end to end up to a token budget. Both depend on the order of their input alone, never on
 timing, so the same rollouts always make the same batch.
 
-Packing: best-fit decreasing gives the number of rows; the samples are then dealt anew, longest
-first and each to the emptiest row, over that number rounded up to a multiple of the ranks. So
-all ranks have work even where everything would fit in one row, and rows are of nearly equal size.
+Packing: samples go to ranks first, longest first and each to the rank with the least work, so that
+no rank waits for another. A sample of n tokens costs n + n^2 / a, where a is the length at which
+attention takes as long as the linear layers (``attention_at``). Best-fit decreasing then tells how
+many rows the fullest rank needs. Every rank gets that many, and deals its samples over them anew,
+each to the cheapest row with room, so that rows are of nearly equal work too.
 """
 
 from __future__ import annotations
 
 import heapq
 import json
+import math
 import os
 from bisect import bisect_left, insort
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -107,10 +111,12 @@ def pack(
     ranks: int,
     step: int,
     denominator: float | None = None,
+    attention_at: float = math.inf,
 ) -> Batch:
     """Lay samples into rows of at most ``tokens_per_row`` tokens, the same number for each rank.
 
     ``denominator`` is what the loss is divided by; None: the number of tokens that carry one.
+    ``attention_at``: see ``attention_at`` below; infinite: attention costs nothing.
     A sample longer than the budget gets a row of its own: it cannot be cut, and dropping it would
     bias against long answers. Raises ValueError for an empty batch, or one with nothing to learn.
     """
@@ -122,28 +128,76 @@ def pack(
     if n_loss_tokens == 0:
         raise ValueError(f"pack: step {step} has {len(samples)} samples and no token to learn from")
     lengths = [len(sample) for sample in samples]
-    bins = _bins(lengths, tokens_per_row, ranks)
     extra = [name for name in _OPTIONAL if getattr(samples[0], name) is not None]
-    rows = [_row([samples[i] for i in sorted(members)], extra) for members in bins]
-    by_rank = _deal([sum(lengths[i] for i in members) for members in bins], ranks)
+    costs = [length + length**2 / attention_at for length in lengths]
+    order = sorted(range(len(samples)), key=lambda i: (-lengths[i], i))
+    mine = _to_ranks(order, costs, ranks)
+    n_rows = max(len(_best_fit(own, lengths, tokens_per_row)) for own in mine)
+    members = tuple(
+        tuple(tuple(sorted(row)) for row in _to_rows(own, lengths, costs, tokens_per_row, n_rows))
+        for own in mine
+    )
     return Batch(
         step=step,
-        rows=tuple(tuple(rows[i] for i in mine) for mine in by_rank),
-        members=tuple(tuple(tuple(sorted(bins[i])) for i in mine) for mine in by_rank),
+        rows=tuple(
+            tuple(_row([samples[i] for i in row], extra) for row in rank) for rank in members
+        ),
+        members=members,
         denominator=n_loss_tokens if denominator is None else denominator,
         n_tokens=n_loss_tokens,
     )
 
 
-def _bins(lengths: Sequence[int], budget: int, ranks: int) -> list[list[int]]:
-    """Indices of the samples of each row; the number of rows is a multiple of ``ranks``."""
-    longest_first = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
-    tight = _best_fit(longest_first, lengths, budget)
-    n_rows = -(-len(tight) // ranks) * ranks
-    even = _emptiest_first(longest_first, lengths, n_rows)
-    if all(len(row) == 1 or sum(lengths[i] for i in row) <= budget for row in even):
-        return even
-    return tight + [[] for _ in range(n_rows - len(tight))]
+def attention_at(model: str) -> float:
+    """Tokens of a sequence at which its causal attention takes as long as its linear layers.
+
+    Per layer a token costs 2 (2 H q + 2 H k + 3 H I) operations in linear layers, and a sequence
+    of n tokens 2 q n^2 in attention: equal at n = (2 H q + 2 H k + 3 H I) / q. H hidden, I
+    intermediate of the experts used, q and k the widths of queries and keys.
+    """
+    from transformers import AutoConfig
+
+    config: Any = AutoConfig.from_pretrained(model).get_text_config()
+    h, heads = config.hidden_size, config.num_attention_heads
+    width = getattr(config, "head_dim", None) or h // heads
+    q = heads * width
+    k = (getattr(config, "num_key_value_heads", None) or heads) * width
+    used = getattr(config, "num_experts_per_tok", 0) or 0
+    inner = getattr(config, "moe_intermediate_size", 0) * used or config.intermediate_size
+    return float(h * (2 * q + 2 * k + 3 * inner) / q)
+
+
+def _to_ranks(order: Sequence[int], costs: Sequence[float], ranks: int) -> list[list[int]]:
+    """Each sample goes to the rank with the least work so far."""
+    mine: list[list[int]] = [[] for _ in range(ranks)]
+    work = [(0.0, rank) for rank in range(ranks)]
+    for i in order:
+        cost, rank = heapq.heappop(work)
+        mine[rank].append(i)
+        heapq.heappush(work, (cost + costs[i], rank))
+    return mine
+
+
+def _to_rows(
+    order: Sequence[int],
+    lengths: Sequence[int],
+    costs: Sequence[float],
+    budget: int,
+    n_rows: int,
+) -> list[list[int]]:
+    """Each sample goes to the cheapest row with room for it; where that fails, as best they fit."""
+    rows: list[list[int]] = [[] for _ in range(n_rows)]
+    tokens, work = [0] * n_rows, [0.0] * n_rows
+    for i in order:
+        free = [r for r in range(n_rows) if not rows[r] or tokens[r] + lengths[i] <= budget]
+        if not free:
+            tight = _best_fit(order, lengths, budget)
+            return tight + [[] for _ in range(n_rows - len(tight))]
+        row = min(free, key=lambda r: (work[r], r))
+        rows[row].append(i)
+        tokens[row] += lengths[i]
+        work[row] += costs[i]
+    return rows
 
 
 def _best_fit(order: Sequence[int], lengths: Sequence[int], budget: int) -> list[list[int]]:
@@ -160,29 +214,6 @@ def _best_fit(order: Sequence[int], lengths: Sequence[int], budget: int) -> list
         rows[row].append(i)
         insort(space, (free - lengths[i], row))
     return rows
-
-
-def _emptiest_first(order: Sequence[int], lengths: Sequence[int], n_rows: int) -> list[list[int]]:
-    rows: list[list[int]] = [[] for _ in range(n_rows)]
-    filled = [(0, row) for row in range(n_rows)]
-    for i in order:
-        tokens, row = heapq.heappop(filled)
-        rows[row].append(i)
-        heapq.heappush(filled, (tokens + lengths[i], row))
-    return rows
-
-
-def _deal(tokens: Sequence[int], ranks: int) -> list[list[int]]:
-    """Row indices of each rank: equal in number, near in tokens."""
-    each = len(tokens) // ranks
-    mine: list[list[int]] = [[] for _ in range(ranks)]
-    filled = [(0, rank) for rank in range(ranks)]
-    for i in sorted(range(len(tokens)), key=lambda i: (-tokens[i], i)):
-        total, rank = heapq.heappop(filled)
-        mine[rank].append(i)
-        if len(mine[rank]) < each:
-            heapq.heappush(filled, (total + tokens[i], rank))
-    return [sorted(rows) for rows in mine]
 
 
 def _row(samples: Sequence[Sample], extra: Sequence[str]) -> PackedRow:

@@ -46,10 +46,10 @@ def guess(size: ModelSize, work: Workload, config: GrpoConfig) -> StepTime:
     passes = 3 + learner_extra(config) + bool(algorithm.reference) + 3 * bool(algorithm.critic)
     tokens = max(sum(len(row.token_ids) for row in rows) for rows in work.batch.rows)
     read = sum(len(ids) for ids in work.prompt_ids) + work.completion_tokens
-    rate = _matmul_rate(config.learner.dtype)
+    rate, shared = _matmul_rate(config.learner.dtype), config.learner.sequence_parallel
     return StepTime(
-        train_s=2 * size.parameters * passes * tokens / (_TRAIN_SHARE * rate),
-        generation_s=2 * size.parameters * read / (_DECODE_SHARE * rate),
+        train_s=2 * size.active * passes * tokens / (_TRAIN_SHARE * rate * shared),
+        generation_s=2 * size.active * read / (_DECODE_SHARE * rate),
         how=f"guessed from a matmul at {rate / 1e9:,.0f} GFLOP/s, often wrong by a factor of 3; "
         "--calibrate measures",
     )
@@ -57,7 +57,7 @@ def guess(size: ModelSize, work: Workload, config: GrpoConfig) -> StepTime:
 
 def learner_extra(config: GrpoConfig) -> int:
     """Forward passes computed again by gradient checkpointing."""
-    return int(config.learner.gradient_checkpointing)
+    return int(config.learner.checkpointing)
 
 
 def calibrate(work: Workload, config: GrpoConfig) -> StepTime:
@@ -75,7 +75,7 @@ def _train(work: Workload, config: GrpoConfig) -> tuple[float, int]:
     from posttrain.learner import RankLearner
 
     torch.set_num_threads(threads_per_rank(config))
-    alone = config.learner.model_copy(update={"ranks": 1, "placement": "inline"})
+    alone = config.learner.model_copy(update={"ranks": 0, "sequence_parallel": 1})
     learner = RankLearner(config.model_copy(update={"learner": alone}), np.arange(1, 9))
     batch = dataclasses.replace(
         work.batch, rows=work.batch.rows[:1], members=work.batch.members[:1]

@@ -136,6 +136,7 @@ class LoraSettings(Settings):
     targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"  # or names of linear layers
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0  # of an adapter's input, in training
     sync: Literal["adapter", "merged"] = "adapter"  # what travels to the engine
+    bits: Literal[4] | None = None  # of the frozen weights: 4 is NF4 (QLoRA), none as they are
 
     @field_validator("targets")
     @classmethod
@@ -148,17 +149,18 @@ class LoraSettings(Settings):
 class LearnerSettings(Settings):
     """DeepSpeed."""
 
-    placement: Literal["process", "inline"] = Field(
-        "process",
-        description="process: own processes under torchrun; inline: one rank in this process",
+    ranks: Annotated[int, Field(ge=0)] = Field(
+        1, description="processes on this machine; 0: one rank inside this process"
     )
-    ranks: Count = Field(1, description="data-parallel processes on this machine")
+    sequence_parallel: Count = Field(
+        1, description="ranks that share each row, for long contexts; divides ranks"
+    )
     zero_stage: Annotated[int, Field(ge=0, le=3)] = Field(0, description="ZeRO stage")
     dtype: Literal["bfloat16", "float32"] = Field(
         "bfloat16", description="precision of forward and backward"
     )
     lora: LoraSettings | None = Field(
-        None, description="adapters: rank, alpha, targets, dropout, sync; {}: all weights train"
+        None, description="adapters: rank, alpha, targets, dropout, sync, bits; {} is off"
     )
     learning_rate: Positive = Field(2e-5, description="peak rate of AdamW")
     warmup_steps: Annotated[int, Field(ge=0)] = Field(
@@ -167,13 +169,37 @@ class LearnerSettings(Settings):
     weight_decay: Annotated[float, Field(ge=0.0)] = Field(0.0, description="of AdamW")
     max_grad_norm: Positive = Field(1.0, description="gradients are clipped to this global norm")
     tokens_per_row: Count = Field(4096, description="packed tokens in one forward pass, per rank")
-    gradient_checkpointing: bool = Field(
-        False, description="recompute activations in the backward pass"
+    memory_savings: tuple[Literal["checkpointing", "offload"], ...] = Field(
+        (),
+        description="checkpointing: activations are computed twice; offload: optimiser on the host",
     )
     threads: Annotated[int, Field(ge=0)] = Field(
         0, description="CPU threads per rank; 0 divides the cores"
     )
     step_timeout_s: Positive = Field(1800.0, description="deadline of one command to the learner")
+
+    @property
+    def world_size(self) -> int:
+        """Ranks, wherever they run."""
+        return max(1, self.ranks)
+
+    @property
+    def data_parallel(self) -> int:
+        """Ranks, or groups of ranks, that have rows of their own."""
+        return self.world_size // self.sequence_parallel
+
+    @property
+    def stage(self) -> int:
+        """The ZeRO stage that runs: in bfloat16, gradients are added up in float32 from 1 on."""
+        return max(self.zero_stage, 1) if self.dtype == "bfloat16" else self.zero_stage
+
+    @property
+    def checkpointing(self) -> bool:
+        return "checkpointing" in self.memory_savings
+
+    @property
+    def offload(self) -> bool:
+        return "offload" in self.memory_savings
 
     @field_validator("lora", mode="before")
     @classmethod

@@ -82,6 +82,11 @@ class Console:
         if self._show:
             self._show.line(f"! {text}", "yellow")
 
+    def note(self, text: str) -> None:
+        """What a person may want to know, and need not act on."""
+        if self._show:
+            self._show.line(text, "dim")
+
     def phase(self, name: str) -> None:
         """What is being waited for from now on, such as "starting vLLM server"."""
         if self._show:

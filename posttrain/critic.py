@@ -20,10 +20,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from posttrain.guarded_adam import forget_gradient
 from posttrain.learner_state import Part
 from posttrain.packed_attention import Layout
-from posttrain.policy import attention_arguments
+from posttrain.policy import Policy, body_pass
 from posttrain.row_tensors import RowTensors
+from posttrain.sequence_parallel import Shard
 from posttrain.step_metrics import Totals
 from posttrain.types import Floats, PackedRow
 
@@ -31,27 +33,30 @@ from posttrain.types import Floats, PackedRow
 class ValueModel(nn.Module):
     """The body of a causal LM with one number for a head."""
 
-    def __init__(self, causal_lm: Any) -> None:
+    def __init__(self, causal_lm: Any, shard: Shard | None = None) -> None:
         super().__init__()
         self.body = causal_lm.base_model
+        self.shard = shard
         parameter = next(self.body.parameters())
         self.head = nn.Linear(causal_lm.config.get_text_config().hidden_size, 1)
         self.head.to(device=parameter.device, dtype=parameter.dtype)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
-        self._config = causal_lm.config
 
     def forward(
         self, token_ids: Tensor, position_ids: Tensor, layout: Layout, before: Tensor
     ) -> Tensor:
         """Values [N] float32 of the states after the packed tokens ``before`` [N]."""
-        hidden = self.body(
-            input_ids=token_ids[None],
-            position_ids=position_ids[None],
-            use_cache=False,
-            **attention_arguments(self._config, layout),
-        ).last_hidden_state[0]
-        return self.head(hidden.index_select(0, before))[:, 0].float()
+        row = (token_ids, position_ids, layout)
+        hidden = body_pass(self.body, row, self.shard).last_hidden_state[0]
+        if self.shard is None:
+            return self._values(hidden.index_select(0, before))
+        mine, at = self.shard.targets(before, len(token_ids))
+        return self.shard.whole(self._values(hidden.index_select(0, at)), mine, len(before))
+
+    def _values(self, hidden: Tensor) -> Tensor:
+        values: Tensor = self.head(hidden)[:, 0].float()
+        return values
 
 
 def value_loss(values: Tensor, row: RowTensors, clip: float) -> tuple[Tensor, dict[str, Tensor]]:
@@ -82,14 +87,15 @@ class RankCritic:
 
     def __init__(
         self,
-        causal_lm: Any,
+        policy: Policy,
         initialize: Callable[[nn.Module], Part],
         *,
         clip: float,
         rate_factor: float,
         device: torch.device,
     ) -> None:
-        self._model = ValueModel(causal_lm)
+        self._model = ValueModel(policy.model, policy.shard)
+        self._copies = policy.copies
         self.part = initialize(self._model)
         self._clip = clip
         self._rate_factor = rate_factor
@@ -110,12 +116,12 @@ class RankCritic:
         A step that is not finite changes nothing.
         """
         self._model.train()
-        totals = Totals(self._device)
+        totals = Totals(self._device, self._copies)
         for group in self.part.adam.param_groups:
             group["lr"] = rate * self._rate_factor
         for i, row in enumerate(rows):
             self.part.engine.set_gradient_accumulation_boundary(i == len(rows) - 1)
-            tensors = RowTensors(row, self._device, share_prompts=True)
+            tensors = RowTensors(row, self._device, share_prompts=True, multiple=self._copies)
             values = self.part.engine(*tensors.inputs[:3], tensors.inputs[3][0])
             loss, metrics = value_loss(values, tensors, self._clip)
             totals.add({"loss": loss.detach(), **metrics, **tensors.counts()})
@@ -123,6 +129,8 @@ class RankCritic:
         found = totals.reduce(n_tokens)
         self.part.adam.applied, self.part.adam.veto = False, not math.isfinite(found["loss"])
         self.part.engine.step()
+        if not self.part.adam.applied:
+            forget_gradient(self.part.engine)
         variance = found["return_square"] - found["return_mean"] ** 2
         return {
             "value_loss": found["loss"],

@@ -23,7 +23,7 @@ from posttrain.console import Console
 from posttrain.engines import make_engine
 from posttrain.errors import RunError
 from posttrain.evaluate import evaluate, read_result
-from posttrain.job import Job, model_folder, probe_ids
+from posttrain.job import Job, model_folder, probe_ids, restored_base
 from posttrain.learner_process import make_learner
 from posttrain.loop import train
 from posttrain.preparation import Prepared
@@ -51,7 +51,7 @@ def execute(ready: Prepared, run_dir: RunDir, start: Start, *, quiet: bool) -> N
                 run_dir=run_dir,
                 console=console,
                 trackers=trackers,
-                engine=make_engine(config, run_dir.logs),
+                engine=make_engine(config, run_dir.logs, restored_base(config, run_dir.path)),
                 learner=make_learner(config, probe_ids(ready), run_dir.path),
                 start=start,
             )

@@ -21,11 +21,14 @@ from typing import Any
 import numpy as np
 
 from posttrain.algorithm import Algorithm
+from posttrain.batching import attention_at
 from posttrain.checkpoint import Checkpoints, Start
 from posttrain.config import GrpoConfig
 from posttrain.console import Console
+from posttrain.engine_settings import choices_text
 from posttrain.errors import RunError, first_error
 from posttrain.evaluate import evaluate
+from posttrain.expert_load import collapse_text
 from posttrain.logprob_server import SENTENCE, LogprobServer
 from posttrain.preparation import Prepared
 from posttrain.rollout import Player
@@ -83,7 +86,8 @@ class Job:
         }
         player = self.ready.player(self.engine, self.config.rollout.temperature)
         self.player = dataclasses.replace(player, greedy=algorithm.greedy)
-        self.credit = Credit(self.config, algorithm, self.learner, servers)
+        attention = attention_at(self.config.model)
+        self.credit = Credit(self.config, algorithm, self.learner, servers, attention)
         self.checkpoints = Checkpoints(
             folder=self.run_dir.checkpoints,
             keep=self.config.checkpoint.kept,
@@ -115,12 +119,18 @@ class Job:
         for server in self.credit.servers.values():
             await server.check(self.ready.chat.encode(SENTENCE))
         self.console.phase(f"starting {self.engine.name} and the learner")
+        base = restored_base(self.config, self.run_dir.path)
         try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self.engine.start(), name="start engine")
-                group.create_task(self._start_learner(), name="start learner")
+            if base is not None:  # the engine starts from what the learner writes
+                await self._start_learner(base)
+                await self.engine.start()
+            else:
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(self.engine.start(), name="start engine")
+                    group.create_task(self._start_learner(), name="start learner")
         except BaseExceptionGroup as several:
             raise first_error(several) from several
+        await self._tell_choices()
         if self.engine.transport == "nccl":
             await self.learner.attach(self.engine.urls)
         self.console.phase("proving the weight sync")
@@ -128,10 +138,21 @@ class Job:
         await self.publish(self.start.step)
         return self.start.step
 
-    async def _start_learner(self) -> None:
+    async def _start_learner(self, base: Path | None = None) -> None:
         await self.learner.start()
+        if base is not None and not base.exists():
+            # Before a checkpoint is loaded: B is zero, so what is merged is the base alone.
+            await self.learner.export(base)
+            shutil.rmtree(base.with_name(base.name + "-adapter"))
         if self.start.learner is not None:
             await self.learner.load(self.start.learner)
+
+    async def _tell_choices(self) -> None:
+        chosen = await self.learner.choices()
+        for line in choices_text(chosen).splitlines():
+            self.console.note(line)
+        record = {"kind": "event", "step": self.start.step, "event": "learner"}
+        self.log(record | {"choices": chosen})
 
     # weights
 
@@ -257,6 +278,8 @@ class Job:
         if kind == "step":
             record["rss_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
             self.console.step(record)
+            if text := collapse_text(record):
+                self.console.event(text)
         elif kind == "eval":
             self.console.evaluation(record)
         elif kind == "skip":
@@ -277,6 +300,13 @@ def probe_ids(ready: Prepared) -> Ints:
 def _written_at(version: int, rollout: Rollout) -> bool:
     """Whether these weights wrote a token of its last turn."""
     return bool((rollout.turns[-1].completion.weight_versions == version).any())
+
+
+def restored_base(config: GrpoConfig, run: Path) -> Path | None:
+    """Where the engine's base weights lie, if they are not the model's: see ``quantised``."""
+    lora = config.learner.lora
+    quantised = lora is not None and lora.bits is not None and lora.sync == "adapter"
+    return run / "base" if quantised else None
 
 
 def model_folder(run: Path) -> Path:

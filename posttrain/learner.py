@@ -34,44 +34,25 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from posttrain import lora
+from posttrain import lora, quantised
 from posttrain.algorithm import Algorithm
 from posttrain.config import GrpoConfig
 from posttrain.critic import RankCritic
+from posttrain.engine_settings import choices, deepspeed_config
 from posttrain.errors import UsageError
+from posttrain.expert_load import StepLoad
+from posttrain.guarded_adam import GuardedAdamW, forget_gradient
 from posttrain.learner_state import Layout, Part, RankState, names_in_order
 from posttrain.losses import TokenTensors, policy_loss
 from posttrain.policy import Policy, load_policy
 from posttrain.row_tensors import RowTensors, everything_row, rows_of
+from posttrain.sequence_parallel import Shard
 from posttrain.snapshot_file import moved, write_checkpoint, write_weights
 from posttrain.step_metrics import Clock, Totals
 from posttrain.token_logprobs import EntropyMode
 from posttrain.types import Batch, Floats, Ints, PackedRow, Snapshot, StepResult
 
 INSTALL = "the learner needs DeepSpeed, which is missing: pip install 'posttrain[deepspeed]'"
-
-
-class GuardedAdamW(torch.optim.AdamW):
-    """AdamW that can be told to let a step pass without doing anything.
-
-    With ``clip`` it clips the gradient itself: DeepSpeed's stage 0 in float32 clips too, but tells
-    nobody the norm, and does not look whether it is finite.
-    """
-
-    clip: float = 0.0
-    veto: bool = False
-    applied: bool = False
-    norm: float = math.nan  # of the gradient before clipping; only with ``clip``
-
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Update the weights unless vetoed, or unless the norm is not finite."""
-        if self.clip:
-            owned = [p for group in self.param_groups for p in group["params"]]
-            self.norm = float(nn.utils.clip_grad_norm_(owned, self.clip))
-            self.veto = self.veto or not math.isfinite(self.norm)
-        if not self.veto:
-            super().step(closure)
-            self.applied = True
 
 
 class RankLearner:
@@ -86,8 +67,9 @@ class RankLearner:
         self.rank, self.world_size, self._device = _join_ranks()
         torch.manual_seed(config.seed)
         self._dtype = getattr(torch, self._settings.dtype)
-        self._policy = self._load_policy()
+        self._shard = Shard.join(self._settings.sequence_parallel)
         self._lora = self._settings.lora
+        self._policy = self._load_policy(bits=None if self._lora is None else self._lora.bits)
         if self._lora is not None:
             lora.attach(self._policy.model, self._lora, config.model)
             self._policy.register_state_dict_post_hook(lora.keep_adapter)
@@ -95,9 +77,9 @@ class RankLearner:
         self._reference = self._load_policy().eval() if apart else None
         # flash-attn's varlen kernel wants every sequence whole; our own attention does not.
         self._share = self._policy.packed
-        if self._settings.gradient_checkpointing:
+        if self._settings.checkpointing:
             self._policy.model.gradient_checkpointing_enable({"use_reentrant": False})
-        self._stage = _stage(self._settings.zero_stage, self._dtype)
+        self._stage = self._settings.stage
         self._initialize = deepspeed.initialize
         self._part = self._with_optimizer(self._policy)
         self._engine, self._adam = self._part.engine, self._part.adam
@@ -109,14 +91,19 @@ class RankLearner:
 
     # training
 
+    @property
+    def row_rank(self) -> int:
+        """Whose rows of a batch are this rank's."""
+        return self.rank // self._policy.copies
+
     def train(self, batch: Batch) -> StepResult:
         """One optimiser step over this rank's rows of the batch."""
-        rows = batch.rows[self.rank]
+        rows = batch.rows[self.row_rank]
         if not rows:
             raise ValueError("every rank needs at least one row, if only an empty one")
         clock = Clock(self._device)
         rate = self._set_rate()
-        metrics: dict[str, float] = {}
+        metrics: dict[str, Any] = {}
         if self._critic is not None:
             metrics |= self._critic.train(rows, batch.n_tokens, self.world_size, rate)
             clock.lap("critic")
@@ -125,40 +112,58 @@ class RankLearner:
             reason = self._train_policy(rows, batch.denominator, metrics, clock)
         metrics["learning_rate"] = rate
         metrics |= clock.metrics(metrics.get("learner_tokens", 0.0))
-        finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
+        finite = {name: value for name, value in metrics.items() if _is_finite(value)}
         return StepResult(finite, skipped=bool(reason), reason=reason)
 
     def _train_policy(
         self,
         rows: Sequence[PackedRow],
         denominator: float,
-        metrics: dict[str, float],
+        metrics: dict[str, Any],
         clock: Clock,
     ) -> str:
         """Forward, backward and update; returns why nothing was changed, if so."""
         self._policy.train()
-        totals = Totals(self._device)
+        totals = Totals(self._device, self._policy.copies)
+        load = self._expert_load(rows)
         for i, row in enumerate(rows):
             self._engine.set_gradient_accumulation_boundary(i == len(rows) - 1)
-            loss = self._forward_loss(row, totals)
+            loss, routing = self._forward_loss(row, totals)
+            if load is not None:
+                loss = loss + denominator * load.loss(routing)
             clock.lap("forward")
             self._engine.backward(loss * (self.world_size / denominator), scale_wrt_gas=False)
             clock.lap("backward")
         metrics |= totals.reduce(denominator)
+        if load is not None:
+            metrics |= load.metrics()
         reason = self._step(metrics["loss"])
         clock.lap("optimizer")
         metrics["grad_norm"] = self._grad_norm()
         return reason
 
-    def _forward_loss(self, row: PackedRow, totals: Totals) -> Tensor:
-        """The row's loss sum; its metrics go to ``totals``."""
-        tensors = RowTensors(row, self._device, share_prompts=self._share)
+    def _expert_load(self, rows: Sequence[PackedRow]) -> StepLoad | None:
+        """Of a mixture; already counted where its loss needs it before the first of many rows."""
+        experts = self._policy.experts
+        if experts is None:
+            return None
+        load = StepLoad(experts)
+        if experts.coefficient and len(rows) > 1:
+            with torch.no_grad():
+                for row in rows:
+                    load.note(self._engine(*self._tensors(row).inputs, 1.0)[2])
+            load.settle()
+        return load
+
+    def _forward_loss(self, row: PackedRow, totals: Totals) -> tuple[Tensor, Tensor]:
+        """The row's loss sum, and its routing; its metrics go to ``totals``."""
+        tensors = self._tensors(row)
         mode: EntropyMode = "loss" if self._algorithm.parts.entropy_coef > 0 else "metric"
         reference = tensors.reference  # from a server
         if self._algorithm.reference:
             reference = self._reference_logprobs(tensors)
         temperature = self._config.rollout.temperature
-        logprobs, entropy = self._engine(*tensors.inputs, temperature, mode)
+        logprobs, entropy, routing = self._engine(*tensors.inputs, temperature, mode)
         tokens = TokenTensors(
             logprobs,
             tensors.old_logprobs,
@@ -172,7 +177,7 @@ class RankLearner:
         loss, metrics = policy_loss(tokens, self._algorithm.parts)
         metrics["advantage_mean"] = tokens.masked(tokens.advantages).sum()
         totals.add({"loss": loss.detach(), **metrics, **tensors.counts()})
-        return loss
+        return loss, routing
 
     def _step(self, loss: float) -> str:
         """Apply the gradient, or say why not."""
@@ -181,6 +186,7 @@ class RankLearner:
         if self._adam.applied:
             self._updates += 1
             return ""
+        forget_gradient(self._engine)
         if self._adam.veto and not math.isfinite(loss):
             return f"the loss is {loss}"
         return "the gradient's norm is not finite"
@@ -197,6 +203,15 @@ class RankLearner:
             group["lr"] = rate
         return rate
 
+    def choices(self) -> dict[str, Any]:
+        """How precision and memory are spent: see ``engine_settings``."""
+        return choices(
+            self._settings,
+            attention=self._policy.model.config._attn_implementation,
+            tile_tokens=self._policy.head.chunk,
+            device=self._device.type,
+        )
+
     # log-probs and weights
 
     @torch.no_grad()
@@ -204,8 +219,8 @@ class RankLearner:
         """Of the targets of each of this rank's rows [N]: see ``types.Learner.examine``."""
         found: list[Floats] = []
         self._policy.eval()
-        for row in batch.rows[self.rank]:
-            tensors = RowTensors(row, self._device, share_prompts=self._share)
+        for row in batch.rows[self.row_rank]:
+            tensors = self._tensors(row)
             if what == "values" and self._critic is not None:
                 found.append(self._critic.values(tensors))
                 continue
@@ -232,9 +247,9 @@ class RankLearner:
         found: list[Floats] = []
         self._policy.eval()
         for members in rows_of(sequences, self._settings.tokens_per_row):
-            tensors = RowTensors(everything_row(members), self._device, share_prompts=False)
+            tensors = self._tensors(everything_row(members), share_prompts=False)
             with torch.no_grad():
-                row, _ = self._engine(*tensors.inputs, temperature)
+                row, *_ = self._engine(*tensors.inputs, temperature)
             real = row[: tensors.n_targets].cpu().numpy()
             found += np.split(real, np.cumsum([len(ids) - 1 for ids in members])[:-1])
         return found
@@ -250,7 +265,7 @@ class RankLearner:
         scaling = 0.0 if self._lora is None else lora.scaling_of(self._lora)
         for name, parameter, pair in lora.base_weights(self._policy.model):
             with self._gathered([parameter, *pair]):
-                yield name, lora.merged(parameter.data, pair, scaling)
+                yield name, lora.merged(quantised.restored(parameter), pair, scaling)
 
     def _adapter(self) -> dict[str, Tensor]:
         """The adapter's tensors in PEFT's names; on rank 0, empty elsewhere."""
@@ -293,7 +308,7 @@ class RankLearner:
 
     def _shapes(self) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
         named = lora.base_weights(self._policy.model)
-        return {name: (p.dtype, tuple(getattr(p, "ds_shape", p.shape))) for name, p, _ in named}
+        return {name: quantised.kind_of(parameter) for name, parameter, _ in named}
 
     @contextmanager
     def _moved(self, perturb: float) -> Iterator[None]:
@@ -326,7 +341,8 @@ class RankLearner:
         named = list(self._policy.model.named_parameters())
         if self._lora is not None and self._lora.sync == "adapter":
             return [(name, parameter) for name, parameter in named if lora.is_part(name)]
-        return named
+        # What is quantised moves with its adapter.
+        return [(name, p) for name, p in named if not quantised.is_quantised(p)]
 
     # state
 
@@ -359,20 +375,28 @@ class RankLearner:
             name: tensor.detach().cpu().clone() for name, tensor in self.weights() if self.rank == 0
         }
         if self.rank == 0:
-            write_checkpoint(folder, self._policy.model, whole, self._config.model)
+            model = self._policy.model
+            if self._lora is not None and self._lora.bits:
+                model = quantised.plain(model)
+            write_checkpoint(folder, model, whole, self._config.model)
         if self._lora is not None:
             self._write_adapter(folder.with_name(folder.name + "-adapter"))
         dist.barrier()
 
     # construction
 
-    def _load_policy(self) -> Policy:
-        return load_policy(self._config.model, self._dtype, str(self._device))
+    def _load_policy(self, bits: int | None = None) -> Policy:
+        device = str(self._device)
+        return load_policy(self._config.model, self._dtype, device, bits=bits, shard=self._shard)
+
+    def _tensors(self, row: PackedRow, share_prompts: bool | None = None) -> RowTensors:
+        share = self._share if share_prompts is None else share_prompts
+        return RowTensors(row, self._device, share_prompts=share, multiple=self._policy.copies)
 
     def _make_critic(self) -> RankCritic:
         arguments = self._algorithm.advantage.arguments
         return RankCritic(
-            self._load_policy().model,
+            self._load_policy(),
             self._with_optimizer,
             clip=float(arguments.get("value_clip", 0.0)),
             rate_factor=float(arguments.get("critic_rate", 1.0)),
@@ -383,7 +407,8 @@ class RankLearner:
         """A DeepSpeed engine around the model, and its optimiser."""
         adam = self._optimizer(model)
         names = names_in_order(model, adam)  # before DeepSpeed puts flat buffers in their place
-        engine, *_ = self._initialize(model=model, optimizer=adam, config=self._deepspeed_config())
+        config = deepspeed_config(self._settings, cuda=self._device.type == "cuda")
+        engine, *_ = self._initialize(model=model, optimizer=adam, config=config)
         return Part(engine, adam, names)
 
     def _optimizer(self, model: nn.Module) -> GuardedAdamW:
@@ -402,21 +427,9 @@ class RankLearner:
         adam.clip = self._settings.max_grad_norm if self._stage == 0 else 0.0
         return adam
 
-    def _deepspeed_config(self) -> dict[str, Any]:
-        low = self._dtype == torch.bfloat16
-        return {
-            "train_micro_batch_size_per_gpu": 1,
-            "gradient_accumulation_steps": 1,
-            "gradient_clipping": self._settings.max_grad_norm if self._stage else 0.0,
-            "zero_optimization": {"stage": self._stage},
-            "bf16": {"enabled": low, "check_grad_overflow": low},
-            "data_types": {"grad_accum_dtype": "fp32"},
-            "steps_per_print": 10**9,
-        }
 
-
-def _stage(asked: int, dtype: torch.dtype) -> int:
-    return max(asked, 1) if dtype == torch.bfloat16 else asked
+def _is_finite(value: Any) -> bool:
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def _import_deepspeed() -> Any:

@@ -40,6 +40,9 @@ class InlineLearner:
     async def start(self) -> None:
         self._learner = await self._in_thread(self._build)
 
+    async def choices(self) -> dict[str, Any]:
+        return await self._in_thread(self._rank.choices)
+
     async def train(self, batch: Batch) -> StepResult:
         return await self._in_thread(self._rank.train, batch)
 

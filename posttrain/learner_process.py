@@ -1,13 +1,13 @@
 """The learner as the loop holds it: an asyncio object, with the ranks elsewhere.
 
-``make_learner`` chooses by ``learner.placement``:
+``make_learner`` chooses by ``learner.ranks``:
 
-process   one process per rank, one alone as plain Python, several under torchrun. They connect back
+1 or more one process per rank, one alone as plain Python, several under torchrun. They connect back
           over loopback and take one command at a time; each command has a name and a deadline, and
           goes to every rank, because every command is a collective. They run under
           ``server_guard`` in a session of their own: Ctrl-C does not reach them, and they end when
           this process ends, however that happens. The first failure of a rank ends all of them.
-inline    one rank in this process (``learner_inline``).
+0         one rank in this process (``learner_inline``).
 
 Ranks on other machines: with ``POSTTRAIN_LEARNER_LISTEN=HOST:PORT`` nothing is started here; we
 wait for ranks that torchrun started elsewhere (``learner_rank``), with the same
@@ -59,13 +59,8 @@ def make_learner(config: GrpoConfig, probe_ids: Ints, run_dir: Path) -> Learner:
         raise UsageError(
             "the learner needs DeepSpeed, which is missing: pip install 'posttrain[deepspeed]'"
         )
-    if config.learner.placement == "process":
+    if config.learner.ranks:
         return ProcessLearner(config, probe_ids, run_dir)
-    if config.learner.ranks != 1:
-        raise UsageError(
-            f"learner.placement=inline has one rank, not learner.ranks={config.learner.ranks}; "
-            "use learner.placement=process"
-        )
     return InlineLearner(config, probe_ids)
 
 
@@ -79,7 +74,7 @@ def threads_per_rank(config: GrpoConfig) -> int:
         return config.learner.threads
     cores = len(os.sched_getaffinity(0))
     share = cores if config.grpo.max_lag == 0 else cores // 2
-    return max(1, share // config.learner.ranks)
+    return max(1, share // config.learner.world_size)
 
 
 @dataclass(slots=True)
@@ -120,7 +115,7 @@ class ProcessLearner:
     """Ranks in processes of their own."""
 
     def __init__(self, config: GrpoConfig, probe_ids: Ints, run_dir: Path) -> None:
-        self.world_size = config.learner.ranks
+        self._processes = config.learner.ranks
         self._config = config
         self._probe_ids = np.asarray(probe_ids, np.int64)
         self._run_dir = run_dir
@@ -140,6 +135,10 @@ class ProcessLearner:
     def busy_s(self) -> float:
         return self._busy.seconds
 
+    @property
+    def world_size(self) -> int:
+        return self._processes // self._config.learner.sequence_parallel
+
     async def start(self) -> None:
         """Start the ranks and build the learner on them; returns when all are ready."""
         self._started = time.time()
@@ -156,12 +155,16 @@ class ProcessLearner:
                 await asyncio.wait_for(self._all_joined(), deadline)
         except TimeoutError:
             raise await self._failure(
-                f"learner: {len(self._ranks)} of {self.world_size} ranks connected within "
+                f"learner: {len(self._ranks)} of {self._processes} ranks connected within "
                 f"grpo.startup_timeout_s = {deadline:g}"
             ) from None
         config = self._config.model_dump(mode="json")
         payload = {"probe_ids": self._probe_ids.tolist(), "threads": threads_per_rank(self._config)}
         await self._command("build", deadline, config=config, **payload)
+
+    async def choices(self) -> dict[str, Any]:
+        chosen: dict[str, Any] = (await self._command("choices"))[0]
+        return chosen | {"ranks": self._processes}
 
     async def train(self, batch: Batch) -> StepResult:
         answers = await self._with_batch("train", batch)
@@ -169,7 +172,8 @@ class ProcessLearner:
 
     async def examine(self, batch: Batch, what: str) -> list[list[Floats]]:
         answers = await self._with_batch("examine", batch, what=what)
-        return [[np.array(row, np.float32) for row in rows] for rows in answers]
+        each = self._config.learner.sequence_parallel  # say the same
+        return [[np.array(row, np.float32) for row in rows] for rows in answers[::each]]
 
     async def _with_batch(self, name: str, batch: Batch, **payload: Any) -> list[Any]:
         """A command about a batch, which travels as a file."""
@@ -285,9 +289,9 @@ class ProcessLearner:
         module = ["-m", "posttrain.learner_rank", "--connect", address]
         module += ["--log-folder", str(self._logs)]  # --logs is torchrun's, abbreviated
         launcher = [sys.executable]
-        if self.world_size > 1:
+        if self._processes > 1:
             launcher += ["-m", "torch.distributed.run", "--standalone", "--max-restarts", "0"]
-            launcher += ["--nproc-per-node", str(self.world_size)]
+            launcher += ["--nproc-per-node", str(self._processes)]
         with (self._logs / "learner-launch.log").open("ab") as log:
             return subprocess.Popen(
                 [*guard, *launcher, *module],
@@ -316,7 +320,7 @@ class ProcessLearner:
             hello = json.loads(line)
             known = hmac.compare_digest(str(hello["token"]), self._token)
             rank = _Rank(int(hello["rank"]), reader, writer)
-            self.world_size = int(hello["world_size"]) if known else self.world_size
+            self._processes = int(hello["world_size"]) if known else self._processes
         except (ValueError, KeyError, TypeError):
             known = False
         if known:
@@ -328,7 +332,7 @@ class ProcessLearner:
 
     async def _all_joined(self) -> None:
         """Raises RunError as soon as the processes are gone without having connected."""
-        while len(self._ranks) < self.world_size:
+        while len(self._ranks) < self._processes:
             try:
                 self._ranks.append(await asyncio.wait_for(self._joined.get(), 0.2))
             except TimeoutError:

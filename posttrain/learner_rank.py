@@ -82,12 +82,12 @@ def _build(config: dict[str, Any], probe_ids: list[int], threads: int) -> Comman
     learner = RankLearner(GrpoConfig.model_validate(config), np.array(probe_ids, np.int64))
 
     def train(path: str) -> dict[str, Any]:
-        batch = load_batch(Path(path), only_rank=learner.rank)
+        batch = load_batch(Path(path), only_rank=learner.row_rank)
         result = learner.train(batch)
         return {"metrics": dict(result.metrics), "skipped": result.skipped, "reason": result.reason}
 
     def examine(path: str, what: str) -> list[list[float]]:
-        batch = load_batch(Path(path), only_rank=learner.rank)
+        batch = load_batch(Path(path), only_rank=learner.row_rank)
         return [row.tolist() for row in learner.examine(batch, what)]
 
     def logprobs(sequences: list[list[int]], temperature: float) -> list[list[float]]:
@@ -100,6 +100,7 @@ def _build(config: dict[str, Any], probe_ids: list[int], threads: int) -> Comman
         return {"path": path, "probe_logprobs": snapshot.probe_logprobs.tolist()}
 
     return {
+        "choices": learner.choices,
         "train": train,
         "examine": examine,
         "logprobs": logprobs,

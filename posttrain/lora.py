@@ -11,7 +11,7 @@ PEFT names a wrapped layer's weight ``<layer>.base_layer.weight`` and its adapte
 in an adapter folder, ``base_model.model.<layer>.lora_A.weight`` for the other.
 
 Left out: DoRA, rank-stabilised scaling, adapters on embeddings and on the output head (a tied head
-would no longer be tied), and quantised base weights.
+would no longer be tied). Frozen weights in four bits are in ``quantised``.
 """
 
 from __future__ import annotations

@@ -17,6 +17,10 @@ as DeepSpeed's engines do it (``learner.py`` says which is chosen; in bfloat16 s
 elements, or P where that is less and the memory is a CPU's, which gives pages when they are
 touched. A critic costs the same again, a reference model b P, never divided.
 
+With LoRA the table holds for the adapter's parameters, and the P frozen weights add b P (stage 3:
+b P / R), or with NF4 0.52 bytes for each weight of a linear layer. With offload on a GPU float32
+weights, moments, and 4 bytes for each gradient a rank updates, lie in the host's memory instead.
+
 Activations kept for the backward pass, per layer, counted from transformers' llama-like layers and
 ``packed_attention`` (H hidden, I intermediate of the experts used, q and k the widths of queries
 and keys, w = 4 on a CPU, where attention computes in float32, else b):
@@ -24,7 +28,8 @@ and keys, w = 4 on a CPU, where attention computes in float32, else b):
     t (2 (4 H + 2 b H) + c (q + k) + b q + 4 b I) + s w (2 q + 2 k)
 
 with c = 4 + 3 b where queries and keys have a norm of their own, else 2 b. With gradient
-checkpointing b H t per layer and one layer in full. Logits: chunk V (8 + b) for the log-softmax
+checkpointing b H t per layer and one layer in full. Where S ranks share a row each holds 1 / S of
+all this. Logits: chunk V (8 + b) for the log-softmax
 and its gradient (``policy.py``), and 4 V H for the head's gradient.
 
 Left out: fragmentation, the workspace of kernels, communication of ZeRO-3's prefetching.
@@ -32,15 +37,27 @@ Left out: fragmentation, the workspace of kernels, communication of ZeRO-3's pre
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from posttrain.config import LearnerSettings
+from posttrain.config import LearnerSettings, LoraSettings
 
 BUCKET = 500_000_000  # elements; DeepSpeed's default
 RUNTIME_CPU = 480 * 2**20  # Python, torch, transformers and DeepSpeed, imported and idle; measured
 RUNTIME_CUDA = 800 * 2**20  # the CUDA context and libraries; assumed
+NF4_BITS = 4 + 8 / 64 + 32 / (64 * 256)  # of a weight: its level, and two stages of block scales
 _BYTES = {"bfloat16": 2, "float32": 4}
+
+
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """Layers of one name and size, such as every ``q_proj``."""
+
+    name: str
+    inputs: int
+    outputs: int
+    count: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +73,19 @@ class ModelSize:
     intermediate: int  # of all experts that one token uses
     vocabulary: int
     qk_norm: bool
+    idle: int = 0  # parameters of the experts that one token does not use
+    linears: tuple[Linear, ...] = ()  # in its layers, without the head
+
+    @property
+    def active(self) -> int:
+        """Parameters that one token uses."""
+        return self.parameters - self.idle
+
+    def adapter(self, lora: LoraSettings) -> int:
+        """Parameters of an adapter."""
+        every = isinstance(lora.targets, str)
+        named = [each for each in self.linears if every or each.name in lora.targets]
+        return sum(lora.rank * (each.inputs + each.outputs) * each.count for each in named)
 
     def kv_bytes(self, dtype: str) -> int:
         """Of one token in the KV cache."""
@@ -97,6 +127,8 @@ def model_size(model: str) -> ModelSize:
     width = getattr(config, "head_dim", None) or config.hidden_size // heads
     experts = getattr(config, "num_experts_per_tok", 0) or 0
     inner = getattr(config, "moe_intermediate_size", 0) * experts or config.intermediate_size
+    in_experts = sum(p.numel() for name, p in built.named_parameters() if ".experts." in name)
+    count = getattr(config, "num_experts", None) or getattr(config, "num_local_experts", None) or 1
     return ModelSize(
         parameters=sum(p.numel() for p in built.parameters()),
         head=0 if head is embedding else head.numel(),
@@ -107,25 +139,64 @@ def model_size(model: str) -> ModelSize:
         intermediate=inner,
         vocabulary=head.shape[0],
         qk_norm=any("q_norm" in name for name in names),
+        idle=in_experts - in_experts * experts // count if experts else 0,
+        linears=_linears(built),
     )
+
+
+def _linears(model: Any) -> tuple[Linear, ...]:
+    from torch import nn
+
+    found = Counter(
+        (name.rpartition(".")[2], module.in_features, module.out_features)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and module is not model.get_output_embeddings()
+    )
+    return tuple(Linear(*kind, count) for kind, count in found.items())
 
 
 def rank_memory(
     size: ModelSize, row: RowSize, learner: LearnerSettings, parts: Parts
 ) -> dict[str, int]:
     """Bytes by purpose, at the moment a rank holds most."""
-    found = _states(size.parameters, learner, parts)
+    lora = learner.lora
+    found = _states(size.parameters if lora is None else size.adapter(lora), learner, parts)
+    if lora is not None:
+        found["frozen weights"] = frozen_bytes(size, learner, parts)
     if parts.critic:
         critic = _states(size.parameters - size.head + size.hidden + 1, learner, parts)
         found["critic"] = sum(critic.values()) - critic["passing"]
-    if parts.reference:
+    if parts.reference and lora is None:  # else it is the policy without its adapter
         found["reference"] = _BYTES[learner.dtype] * size.parameters
+    if learner.offload and parts.cuda:
+        found |= {"float32 weights": 0, "optimiser": 0}
     return {
         **found,
         "activations": activation_bytes(size, row, learner, cuda=parts.cuda),
         "logits": _logits(size, row, _BYTES[learner.dtype]),
         "runtime": RUNTIME_CUDA if parts.cuda else RUNTIME_CPU,
     }
+
+
+def host_memory(size: ModelSize, learner: LearnerSettings, parts: Parts) -> int:
+    """Bytes that a rank on a GPU keeps in the host's memory: 0 without offload."""
+    if not (learner.offload and parts.cuda):
+        return 0
+    lora = learner.lora
+    trained = size.parameters if lora is None else size.adapter(lora)
+    if parts.critic:
+        trained += size.parameters - size.head + size.hidden + 1
+    return (4 + 8 + 4) * -(-trained // parts.ranks)
+
+
+def frozen_bytes(size: ModelSize, learner: LearnerSettings, parts: Parts) -> int:
+    """Of the weights that an adapter leaves alone."""
+    b = _BYTES[learner.dtype]
+    if learner.lora is None or learner.lora.bits is None:
+        held = size.parameters if learner.stage < 3 else -(-size.parameters // parts.ranks)
+        return b * held
+    quantised = sum(each.inputs * each.outputs * each.count for each in size.linears)
+    return int(quantised * NF4_BITS / 8) + b * (size.parameters - quantised)
 
 
 def _states(parameters: int, learner: LearnerSettings, parts: Parts) -> dict[str, int]:
@@ -168,9 +239,10 @@ def activation_bytes(size: ModelSize, row: RowSize, learner: LearnerSettings, *,
     layer += row.slots * w * (2 * q + 2 * k)
     ends = row.tokens * (4 + 3 * b) * h + row.targets * b * h
     passing = row.tokens * (2 * b * inner + 4 * h)
-    if learner.gradient_checkpointing:
-        return size.layers * b * h * row.tokens + layer + ends + passing
-    return size.layers * layer + ends + passing
+    kept = size.layers * layer
+    if learner.checkpointing:
+        kept = size.layers * b * h * row.tokens + layer
+    return (kept + ends + passing) // learner.sequence_parallel
 
 
 def _logits(size: ModelSize, row: RowSize, b: int) -> int:

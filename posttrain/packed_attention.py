@@ -35,7 +35,8 @@ class Layout:
     ``calls`` holds (sequences, longest) of each call, both rounded up by ``repeated_size``.
     ``padded`` [P] names the packed token that fills each padded slot (where it is padding, some
     token); ``packed`` [T] is one slot of each packed token; P = sum of sequences x longest.
-    ``again`` [A] lists the other slots of tokens that several sequences share.
+    ``again`` [A] lists the other slots of tokens that several sequences share. ``uses`` [T] counts
+    the sequences that a packed token is part of, without filling.
     """
 
     calls: tuple[tuple[int, int], ...]
@@ -44,6 +45,7 @@ class Layout:
     again: Tensor
     longest: int
     cu_seqlens: Tensor  # [S+1] int32, for varlen kernels
+    uses: Tensor  # float32
 
     @classmethod
     def of(
@@ -51,11 +53,12 @@ class Layout:
         lengths: Sequence[int],
         device: torch.device | str = "cpu",
         shared: Tensor | None = None,
+        filling: int = 0,
     ) -> Layout:
         """Group the sequences of a row by length.
 
         ``shared`` [sum of lengths] names the packed token behind each token of each sequence;
-        None: no two are the same.
+        None: no two are the same. The last ``filling`` sequences are filling.
         """
         sizes = torch.as_tensor(lengths, dtype=torch.int64)
         starts = torch.cumsum(sizes, 0) - sizes
@@ -78,6 +81,8 @@ class Layout:
             packed = torch.empty(int(shared.max()) + 1, dtype=torch.int64)
             packed[shared] = slots  # whichever slot is written last stands for the token
             filled, again = shared[filled], slots[packed[shared] != slots]
+        real = torch.arange(int(sizes.sum())) if shared is None else shared
+        real = real[: int(sizes[: len(sizes) - filling].sum())]
         return cls(
             tuple(calls),
             filled.to(device),
@@ -85,6 +90,7 @@ class Layout:
             again.to(device),
             int(sizes.max()),
             ends.to(device),
+            torch.bincount(real, minlength=len(packed)).float().to(device),
         )
 
 

@@ -15,7 +15,7 @@ from posttrain.algorithm import Algorithm
 from posttrain.calibration import StepTime, calibrate, guess
 from posttrain.config import GrpoConfig, load_config
 from posttrain.errors import UsageError
-from posttrain.memory import ModelSize, Parts, model_size, rank_memory
+from posttrain.memory import ModelSize, Parts, host_memory, model_size, rank_memory
 from posttrain.preparation import Prepared, prepare
 from posttrain.workload import Workload, largest_row, workload
 
@@ -43,13 +43,21 @@ def make_plan(path: str | None, overrides: Sequence[str], wishes: Wishes) -> dic
     return {
         "model": config.model,
         "parameters": size.parameters,
+        "active_parameters": size.active,
         "batch": _batch(ready, work),
         "learner": learner,
         "engine": _engine(config, size, work),
-        "sync_bytes": size.parameters * _BYTES[config.learner.dtype],
+        "sync_bytes": _sync_bytes(config, size),
         "time": _time(config, time),
         "cost": _cost(config, time, wishes.price),
     }
+
+
+def _sync_bytes(config: GrpoConfig, size: ModelSize) -> int:
+    lora = config.learner.lora
+    adapter = lora is not None and lora.sync == "adapter"
+    travels = size.adapter(lora) if adapter and lora is not None else size.parameters
+    return travels * _BYTES[config.learner.dtype]
 
 
 def _check(wishes: Wishes) -> None:
@@ -87,7 +95,7 @@ def _batch(ready: Prepared, work: Workload) -> dict[str, Any]:
         "answer_tokens": work.answer_tokens,
         "tokens_per_step": prompt_tokens + work.completion_tokens,
         "loss_tokens_per_step": work.completion_tokens,
-        "ranks": ready.config.learner.ranks,
+        "ranks": ready.config.learner.data_parallel,
         "rows_per_rank": work.rows_per_rank,
         "tokens_per_row": ready.config.learner.tokens_per_row,
     }
@@ -99,14 +107,14 @@ def _learner(config: GrpoConfig, size: ModelSize, work: Workload) -> dict[str, A
     algorithm = Algorithm.of(config.algorithm)
     row = largest_row(work.batch, size.vocabulary)
     parts = Parts(
-        ranks=config.learner.ranks,
+        ranks=config.learner.world_size,
         reference=bool(algorithm.reference),
         critic=algorithm.critic,
         cuda=torch.cuda.is_available(),
     )
     memory = rank_memory(size, row, config.learner, parts)
     without = config.learner.model_copy(
-        update={"gradient_checkpointing": not config.learner.gradient_checkpointing}
+        update={"memory_savings": {*config.learner.memory_savings} ^ {"checkpointing"}}
     )
     other = rank_memory(size, row, without, parts)
     saved = ("weights", "float32 weights", "optimiser", "critic")
@@ -114,8 +122,10 @@ def _learner(config: GrpoConfig, size: ModelSize, work: Workload) -> dict[str, A
         "memory": memory,
         "total": sum(memory.values()),
         "checkpoint_copy": sum(memory.get(name, 0) for name in saved),
+        "host": host_memory(size, config.learner, parts),
+        "sequence_parallel": config.learner.sequence_parallel,
         "row": asdict(row),
-        "gradient_checkpointing": config.learner.gradient_checkpointing,
+        "checkpointing": config.learner.checkpointing,
         "activations_otherwise": other["activations"],
     }
 
@@ -153,7 +163,7 @@ def _cost(config: GrpoConfig, time: StepTime, price: float) -> dict[str, Any] | 
     if not price:
         return None
     hours = step_seconds(config, time) * config.grpo.steps / 3600
-    gpus = config.learner.ranks + servers(config)
+    gpus = config.learner.world_size + servers(config)
     return {"price": price, "gpus": gpus, "hours": hours, "total": price * gpus * hours}
 
 

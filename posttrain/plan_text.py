@@ -29,7 +29,7 @@ def _batch(plan: Mapping[str, Any]) -> list[tuple[str, str]]:
     more = b["episodes"] - b["samples"]
     greedy = f", and {more} greedy episodes" if more else ""
     return [
-        ("model", f"{plan['model']}, {plan['parameters'] / 1e6:,.1f} M parameters"),
+        ("model", f"{plan['model']}, {_parameters(plan)}"),
         (
             "samples per step",
             f"{b['samples']} = {b['prompts']} prompts x {b['group_size']}{greedy}",
@@ -51,12 +51,21 @@ def _batch(plan: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
+def _parameters(plan: Mapping[str, Any]) -> str:
+    total, active = plan["parameters"], plan["active_parameters"]
+    of_these = f", {active / 1e6:,.1f} M of them used by a token" if active < total else ""
+    return f"{total / 1e6:,.1f} M parameters{of_these}"
+
+
 def _learner(learner: Mapping[str, Any]) -> list[tuple[str, str]]:
-    row, on = learner["row"], learner["gradient_checkpointing"]
+    row, on, size = learner["row"], learner["checkpointing"], learner["sequence_parallel"]
+    otherwise = _size(learner["activations_otherwise"])
+    shared = f" shared by {size} ranks" if size > 1 else ""
     notes = {
-        "activations": f"for {row['tokens']:,} tokens; {_size(learner['activations_otherwise'])} "
+        "activations": f"for {row['tokens']:,} tokens{shared}; {otherwise} "
         f"{'without' if on else 'with'} gradient checkpointing",
         "logits": f"{row['chunk']} tokens at once",
+        "frozen weights": "without gradients",
         "passing": "buffers that gradients go through",
         "runtime": "Python and its libraries",
     }
@@ -67,6 +76,8 @@ def _learner(learner: Mapping[str, Any]) -> list[tuple[str, str]]:
         if n:
             note = f"   {notes[name]}" if name in notes else ""
             lines.append((f"  {name}", f"{_size(n):>10}{note}"))
+    if learner["host"]:
+        lines.append(("  on the host", f"{_size(learner['host']):>10}   offloaded"))
     copy = f"{_size(learner['checkpoint_copy'])} more of the host's memory while it is written"
     lines.append(("a checkpoint", copy))
     return lines

@@ -2,7 +2,8 @@
 
 Wraps a Hugging Face causal LM in one ``nn.Module`` whose forward is all that DeepSpeed's hooks must
 see. Hidden states are computed for all packed tokens, logits only for the tokens that carry a loss,
-and of those one tile at a time (``token_logprobs``).
+and of those one tile at a time (``token_logprobs``). Where ranks share rows (``sequence_parallel``)
+each computes its part of both, and all get all log-probs.
 """
 
 from __future__ import annotations
@@ -13,22 +14,30 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from posttrain import quantised
 from posttrain.errors import UsageError
+from posttrain.expert_load import Experts, routing_of
 from posttrain.packed_attention import NAME, Layout, register
+from posttrain.sequence_parallel import ULYSSES, Shard, share_attention
 from posttrain.token_logprobs import EntropyMode, TokenLogprobs, chunk_for
 
 
 class Policy(nn.Module):
     """A causal LM that answers with log-probs; ``chunk`` tokens' worth of logits exist at once."""
 
-    def __init__(self, model: Any, chunk: int) -> None:
+    def __init__(self, model: Any, chunk: int, shard: Shard | None = None) -> None:
         super().__init__()
         _refuse_unsupported(model)
         for module in model.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0  # two passes over the same tokens must agree
         self.model = model
-        self.packed = model.config._attn_implementation == NAME
+        self.shard = shard
+        if shard is not None:
+            share_attention(model, shard)
+        self.packed = model.config._attn_implementation in (NAME, ULYSSES)
+        self.copies = 1 if shard is None else shard.size  # of each row, among the ranks
+        self.experts = Experts.of(model)
         self.head = TokenLogprobs(model.get_output_embeddings(), chunk)
 
     def forward(
@@ -39,25 +48,55 @@ class Policy(nn.Module):
         wanted: tuple[Tensor, Tensor],
         temperature: float,
         entropy: EntropyMode = "off",
-    ) -> tuple[Tensor, Tensor]:
-        """Log-probs [N] and entropies [N] (or [0]) of N tokens, in float32.
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-probs [N], entropies [N] (or [0]) of N tokens, and ``routing_of`` (or [0]); float32.
 
         ``wanted`` = (before [N], targets [N]): the packed token [T] after which each is written,
         and its id.
         """
-        hidden = self.model.base_model(
-            input_ids=token_ids[None],
-            position_ids=position_ids[None],
-            use_cache=False,
-            **attention_arguments(self.model.config, layout),
-        ).last_hidden_state[0]
         before, targets = wanted
-        return self.head(hidden.index_select(0, before), targets, temperature, entropy)
+        found = body_pass(
+            self.model.base_model,
+            (token_ids, position_ids, layout),
+            self.shard,
+            output_router_logits=self.experts is not None,
+        )
+        hidden = found.last_hidden_state[0]
+        routing = hidden.new_empty(0)
+        if self.experts is not None:
+            uses = layout.uses if self.shard is None else self.shard.own(layout.uses)
+            routing = routing_of(found.router_logits, self.experts.chosen, uses)
+        if self.shard is None:
+            hidden = hidden.index_select(0, before)
+            return *self.head(hidden, targets, temperature, entropy), routing
+        mine, at = self.shard.targets(before, len(token_ids))
+        logprobs, entropies = self.head(
+            hidden.index_select(0, at), targets[mine], temperature, entropy
+        )
+        if entropy != "off":
+            entropies = self.shard.whole(entropies, mine, len(targets))
+        return self.shard.whole(logprobs, mine, len(targets)), entropies, routing
+
+
+def body_pass(
+    body: Any, row: tuple[Tensor, Tensor, Layout], shard: Shard | None, **asked: bool
+) -> Any:
+    """The outputs of a model's body for a row, or for this rank's part of its tokens."""
+    token_ids, position_ids, layout = row
+    if shard is not None:
+        token_ids, position_ids = shard.own(token_ids), shard.own(position_ids)
+    return body(
+        input_ids=token_ids[None],
+        position_ids=position_ids[None],
+        use_cache=False,
+        **attention_arguments(body.config, layout),
+        **{name: True for name, wanted in asked.items() if wanted},
+    )
 
 
 def attention_arguments(config: Any, layout: Layout) -> dict[str, Any]:
     """How a model's attention function is told of the layout: ours, or a varlen kernel."""
-    if config._attn_implementation == NAME:
+    if config._attn_implementation in (NAME, ULYSSES):
         return {"layout": layout}
     return {
         "cu_seq_lens_q": layout.cu_seqlens,
@@ -77,23 +116,36 @@ def _refuse_unsupported(model: Any) -> None:
         raise UsageError(f"{config.model_type}: the output head is not a linear layer")
 
 
-def load_policy(path: str | Path, dtype: torch.dtype, device: str = "cpu") -> Policy:
-    """Load a checkpoint folder or hub name for training."""
+def load_policy(
+    path: str | Path,
+    dtype: torch.dtype,
+    device: str = "cpu",
+    *,
+    bits: int | None = None,
+    shard: Shard | None = None,
+) -> Policy:
+    """Load a checkpoint folder or hub name for training; with ``bits`` = 4 quantised."""
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     register()
     bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
+    more = quantised.loading(dtype, device) if bits else {}
+    attention = NAME if shard is not None else attention_for(device, dtype)
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            str(path), dtype=dtype, attn_implementation=attention_for(device, dtype)
+            str(path), dtype=dtype, attn_implementation=attention, **more
         )
     finally:
         if bars:
             logging.enable_progress_bar()
+    if bits:
+        quantised.keep_one_format(model)
+    else:
+        model = model.to(device)
     vocabulary = model.get_output_embeddings().weight.shape[0]
-    return Policy(model.to(device), chunk_for(vocabulary, device))
+    return Policy(model, chunk_for(vocabulary, device), shard)
 
 
 def attention_for(device: str, dtype: torch.dtype) -> str:

@@ -15,7 +15,7 @@ import rewards
 from envs import Environment, Task
 from posttrain.algorithm import Algorithm
 from posttrain.chat import Chat
-from posttrain.config import GrpoConfig
+from posttrain.config import GrpoConfig, LearnerSettings
 from posttrain.errors import UsageError
 from posttrain.server import LONGEST_RANK
 
@@ -43,13 +43,12 @@ def check_settings(config: GrpoConfig) -> GrpoConfig:
             "set grpo.max_refills = 0"
         )
     samples = config.grpo.prompts_per_step * config.grpo.group_size
-    if samples < config.learner.ranks:
+    if samples < config.learner.data_parallel:
         raise UsageError(
             f"a step of {samples} samples (grpo.prompts_per_step * grpo.group_size) can't be "
             f"divided over learner.ranks = {config.learner.ranks}: each rank needs at least one"
         )
-    if config.learner.placement == "inline" and config.learner.ranks > 1:
-        raise UsageError('learner.placement = "inline" is one rank in this process: set ranks = 1')
+    _check_learner(config.learner)
     if not installed("deepspeed"):
         raise UsageError("the learner needs DeepSpeed: pip install 'posttrain[deepspeed]'")
     engine = config.rollout.engine
@@ -68,6 +67,44 @@ def check_settings(config: GrpoConfig) -> GrpoConfig:
     rollout = config.rollout.model_copy(update={"engine": engine})
     chosen = algorithm.settings(config.algorithm)
     return config.model_copy(update={"rollout": rollout, "algorithm": chosen})
+
+
+def _check_learner(learner: LearnerSettings) -> None:
+    shared = learner.sequence_parallel
+    if learner.world_size % shared:
+        raise UsageError(
+            f"learner.sequence_parallel = {shared} ranks share each row, so learner.ranks must be "
+            f"a multiple of it, and is {learner.ranks}"
+        )
+    if learner.offload and not learner.stage:
+        raise UsageError(
+            'learner.memory_savings has "offload", which is a part of ZeRO: set '
+            "learner.zero_stage = 1, 2 or 3"
+        )
+
+
+def check_model(config: GrpoConfig) -> None:
+    """What settings ask of the model that only its config can tell. Raises UsageError."""
+    learner = config.learner
+    quantised = learner.lora is not None and learner.lora.bits is not None
+    if learner.sequence_parallel == 1 and not quantised:
+        return
+    from transformers import AutoConfig
+
+    from posttrain.sequence_parallel import can_share, head_sizes
+
+    found: Any = AutoConfig.from_pretrained(config.model).get_text_config()
+    if not can_share(found, learner.sequence_parallel):
+        heads, key_heads, _ = head_sizes(found)
+        raise UsageError(
+            f"learner.sequence_parallel = {learner.sequence_parallel} ranks can't share the "
+            f"{heads} heads and {key_heads} key-value heads of {config.model} evenly"
+        )
+    if quantised and getattr(found, "num_experts_per_tok", None):
+        raise UsageError(
+            "learner.lora.bits = 4 quantises linear layers, and most weights of "
+            f"{config.model} are experts, which are none: leave bits out"
+        )
 
 
 def model_window(model: str, config: GrpoConfig) -> int:
@@ -121,7 +158,11 @@ def check_tools(environment: Environment, chat: Chat) -> None:
 
 def _check_lora(config: GrpoConfig, engine: str) -> None:
     lora = config.learner.lora
-    if lora is None or lora.sync == "merged":
+    if lora is None:
+        return
+    if lora.bits is not None:
+        _check_quantised(config)
+    if lora.sync == "merged":
         return
     if config.sync.transport == "nccl":
         raise UsageError(
@@ -143,6 +184,23 @@ def _check_best(config: GrpoConfig) -> None:
             f"checkpoint.keep has best = {config.checkpoint.kept.best}, and no checkpoint of this "
             "run is evaluated during it: set evaluation.every to checkpoint.every = "
             f"{config.checkpoint.every}, with evaluation.tasks above 0, or best = 0"
+        )
+
+
+def _check_quantised(config: GrpoConfig) -> None:
+    lora = config.learner.lora
+    if not installed("bitsandbytes"):
+        raise UsageError("learner.lora.bits = 4 needs bitsandbytes: pip install 'posttrain[qlora]'")
+    if config.learner.zero_stage == 3:
+        raise UsageError(
+            "learner.lora.bits = 4 with learner.zero_stage = 3: ZeRO-3 cuts weights into parts of "
+            "one precision, and NF4 weights are codes with scales beside them; set "
+            "zero_stage = 0, 1 or 2"
+        )
+    if config.rollout.urls and lora is not None and lora.sync == "adapter":
+        raise UsageError(
+            "learner.lora.bits = 4: the engine must serve the restored 4-bit weights, and the "
+            'servers at rollout.urls already serve others: set learner.lora.sync = "merged"'
         )
 
 

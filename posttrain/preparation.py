@@ -74,6 +74,7 @@ def prepare(
     if function is not None:
         preflight.check_columns(function, environment.tasks.train(0))
     window = preflight.model_window(config.model, config)
+    preflight.check_model(config)
     _check_lora_targets(config)
     chat = preflight.load_chat(config.model)
     preflight.check_tools(environment, chat)

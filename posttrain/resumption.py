@@ -14,7 +14,7 @@ from posttrain.config import GrpoConfig, change_config
 from posttrain.errors import UsageError
 
 CHANGEABLE = (
-    *("learner.placement", "learner.ranks", "learner.zero_stage", "learner.threads"),
+    *("learner.ranks", "learner.sequence_parallel", "learner.zero_stage", "learner.threads"),
     *("rollout.servers", "rollout.urls", "rollout.threads"),
     *("grpo.steps", "evaluation.every", "checkpoint.*"),
     *("grpo.episode_timeout_s", "grpo.startup_timeout_s", "rollout.request_timeout_s"),

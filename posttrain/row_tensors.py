@@ -26,15 +26,19 @@ class RowTensors:
     attends to and targets outside the mask, so that every row of a run has one of a few shapes:
     with ever new ones a process grows (docs/log.md). ``n_targets`` counts the real ones, which
     come first. A row without samples becomes one of filling alone: under ZeRO-3 each forward pass
-    is a collective, in which a rank without samples must take part.
+    is a collective, in which a rank without samples must take part. ``multiple`` divides the
+    number of tokens.
     """
 
-    def __init__(self, row: PackedRow, device: torch.device, *, share_prompts: bool) -> None:
+    def __init__(
+        self, row: PackedRow, device: torch.device, *, share_prompts: bool, multiple: int = 1
+    ) -> None:
         shared = _shared_tokens(row) if share_prompts else np.arange(len(row.token_ids))
         kept = np.unique(shared, return_index=True)[1]
         learnt = np.flatnonzero(row.loss_mask)
         self.n_targets = len(learnt)
-        unused = max(_SMALLEST, repeated_size(len(kept))) - len(kept)
+        n_tokens = -(-max(_SMALLEST, repeated_size(len(kept))) // multiple) * multiple
+        unused = n_tokens - len(kept)
         n_masked = max(_SMALLEST, repeated_size(len(learnt))) - len(learnt)
         fill_lengths = _cut(unused, max([_SMALLEST, *row.lengths.tolist()]))
         fill_positions = [np.arange(length) for length in fill_lengths]
@@ -48,7 +52,12 @@ class RowTensors:
         self.inputs = (
             tensor(row.token_ids[kept], unused),
             tensor(np.concatenate([row.position_ids[kept], *fill_positions])),
-            Layout.of(lengths, device, shared=torch.from_numpy(shared) if several else None),
+            Layout.of(
+                lengths,
+                device,
+                shared=torch.from_numpy(shared) if several else None,
+                filling=len(fill_lengths),
+            ),
             (tensor(shared[learnt - 1], n_masked), tensor(row.token_ids[learnt], n_masked)),
         )
         self.old_logprobs = tensor(row.logprobs[learnt], n_masked)

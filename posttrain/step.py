@@ -13,6 +13,7 @@ log-probs of policy and reference of the learner or of a server, the teacher's o
 from __future__ import annotations
 
 import dataclasses
+import math
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -43,6 +44,7 @@ class Credit:
     algorithm: Algorithm
     learner: Learner
     servers: Mapping[str, LogprobServer] = field(default_factory=dict)
+    attention_at: float = math.inf  # see ``batching``
 
     async def batch(self, step: int, groups: Sequence[Group]) -> Batch | None:
         """The packed batch of a step, or None when nothing in it has a signal.
@@ -73,7 +75,8 @@ class Credit:
         if not any(sample.loss_mask.any() for sample in samples):
             return None
         learner = self.config.learner
-        batch = pack(samples, learner.tokens_per_row, self.learner.world_size, step, share)
+        ranks = self.learner.world_size
+        batch = pack(samples, learner.tokens_per_row, ranks, step, share, self.attention_at)
         return dataclasses.replace(batch, train_policy=step >= self.algorithm.critic_warmup)
 
     def _teaches(self, rollout: Rollout) -> bool:

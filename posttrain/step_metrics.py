@@ -13,10 +13,14 @@ from torch import Tensor
 
 
 class Totals:
-    """Metric sums (and ``*_max`` maxima) over rows, then over ranks."""
+    """Metric sums (and ``*_max`` maxima) over rows, then over ranks.
 
-    def __init__(self, device: torch.device) -> None:
+    ``copies``: how many ranks report each row, where they share it.
+    """
+
+    def __init__(self, device: torch.device, copies: int = 1) -> None:
         self._device = device
+        self._copies = copies
         self._values: dict[str, Tensor] = {}
 
     def add(self, metrics: dict[str, Any]) -> None:
@@ -37,6 +41,7 @@ class Totals:
         names = sorted(self._values.keys() - maxima.keys())
         stacked = torch.stack([self._values[name] for name in names])
         dist.all_reduce(stacked)
+        stacked /= self._copies
         sums = dict(zip(names, stacked.tolist(), strict=True))
         counts = {name: sums.pop(name) for name in ("trained_tokens", "learner_tokens")}
         trained = max(counts["trained_tokens"], 1)

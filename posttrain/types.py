@@ -243,7 +243,7 @@ class Snapshot:
 class StepResult:
     """What the learner says of one optimiser step."""
 
-    metrics: Mapping[str, float]  # loss, grad_norm, entropy, kl, clip_fraction, learning_rate, ...
+    metrics: Mapping[str, Any]  # loss, grad_norm, entropy, kl, ...; lists where they are by layer
     skipped: bool = False  # a non-finite loss or gradient norm: no weight was changed
     reason: str = ""
 
@@ -312,7 +312,10 @@ class SyncReport:
 class Learner(Protocol):
     """Holds the weights being trained and the optimiser. One command at a time."""
 
-    world_size: int
+    @property
+    def world_size(self) -> int:
+        """Ranks, or groups of ranks that share rows: what a batch is divided over."""
+        ...
 
     @property
     def busy_s(self) -> float:
@@ -320,6 +323,10 @@ class Learner(Protocol):
         ...
 
     async def start(self) -> None: ...
+
+    async def choices(self) -> dict[str, Any]:
+        """How precision and memory are spent; see ``engine_settings``."""
+        ...
 
     async def train(self, batch: Batch) -> StepResult: ...
 

@@ -48,6 +48,7 @@ class VllmEngine:
         config: GrpoConfig,
         log_dir: Path,
         *,
+        model: Path | None = None,
         worker_extension: str = WORKER_EXTENSION,
         max_restarts: int = 3,
         env: Mapping[str, str] | None = None,
@@ -69,7 +70,9 @@ class VllmEngine:
                 max_restarts=max_restarts,
                 on_change=self._note_change,
             )
-            for server in _servers(config, log_dir, self.limits.window, worker_extension, env or {})
+            for server in _servers(
+                config, log_dir, self.limits.window, worker_extension, env or {}, model
+            )
         ]
         self._syncs = 0
         self._monitor: asyncio.Task[None] | None = None
@@ -235,6 +238,7 @@ def _servers(
     window: int,
     worker_extension: str,
     env: Mapping[str, str],
+    model: Path | None,
 ) -> list[Server]:
     rollout = config.rollout
     if rollout.urls:
@@ -244,7 +248,7 @@ def _servers(
     return [
         VllmServer(
             ServerSpec(
-                model=config.model,
+                model=config.model if model is None else str(model),
                 log_path=log_dir / f"server-{index}.log",
                 dtype=rollout.dtype,
                 max_model_len=window,

@@ -2,12 +2,14 @@
 
 Decides how new weights enter a running model. A file is mapped, not read, and every tensor goes
 through vLLM's layerwise reload, the only path that respects weights that were packed for the CPU's
-matrix kernels. Two things vLLM does not do are done here:
+matrix kernels. Three things vLLM does not do are done here:
 
 * A tensor that the file lacks would silently keep its old value. Here it is an error.
 * A tied ``lm_head`` on CPU computes with a packed copy of the embedding that the reload does not
   renew: the server would answer 200 and sample from a mixture of two versions. Here every head is
   packed again after a reload.
+* The experts of a mixture are packed for the CPU's kernel at the first load only. A reload would
+  put plain weights where packed ones are expected. Here they are packed at every load.
 
 An adapter (LoRA) enters beside the weights, and in the place of the adapter before it.
 
@@ -34,6 +36,9 @@ from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.lora.ops.torch_ops import lora_ops
 from vllm.lora.request import LoRARequest
 from vllm.model_executor.layers.attention import is_deferred_attention_layer
+from vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method import (
+    UnquantizedFusedMoEMethod,
+)
 from vllm.model_executor.layers.vocab_parallel_embedding import (
     ParallelLMHead,
     VocabParallelEmbedding,
@@ -107,6 +112,24 @@ def _product(
 
 
 multiply_by_one_adapter_at_once()
+
+
+def pack_experts_at_every_load() -> None:
+    """Have a CPU pack the experts' weights also when they are loaded a second time."""
+    set_up = UnquantizedFusedMoEMethod._setup_kernel
+
+    def set_up_and_pack(
+        self: Any, layer: torch.nn.Module, w13: torch.Tensor, w2: torch.Tensor
+    ) -> None:
+        again = self.moe_kernel is not None
+        set_up(self, layer, w13, w2)
+        if again and w13.device.type == "cpu":
+            self.moe_kernel.fused_experts.process_weights_after_loading(layer)
+
+    UnquantizedFusedMoEMethod._setup_kernel = set_up_and_pack
+
+
+pack_experts_at_every_load()
 
 
 class WorkerExtension:

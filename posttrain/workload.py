@@ -46,7 +46,7 @@ def workload(
         for member in range(config.grpo.group_size):
             answer = rng.integers(0, vocabulary, answer_tokens)
             samples.append(_sample(np.asarray(prompt), answer, f"{number}-{member}", rng))
-    batch = pack(samples, config.learner.tokens_per_row, config.learner.ranks, 0)
+    batch = pack(samples, config.learner.tokens_per_row, config.learner.data_parallel, 0)
     return Workload(batch, tuple(prompt_ids), answer_tokens, len(samples))
 
 

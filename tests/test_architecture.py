@@ -41,11 +41,13 @@ ORDER = [
     *("memory", "checked_files", "new_folder"),
     *("provenance", "run_lock", "status_file", "rollout_files", "run_dir"),
     *("registry", "advantages", "token_tensors", "corrections", "losses", "algorithm"),
-    *("packed_attention", "token_logprobs", "policy", "batching"),
+    *("packed_attention", "sequence_parallel", "expert_load", "quantised"),
+    *("token_logprobs", "policy", "batching"),
     *("chat", "rollout", "buffer"),
     *("server_guard", "client", "snapshot_file", "lora", "vllm_worker", "server", "weight_sync"),
     *("routing", "replica", "vllm_engine", "embedded", "engines"),
     *("nccl_transport", "row_tensors", "workload", "step_metrics"),
+    *("engine_settings", "guarded_adam"),
     *("learner_state", "critic", "learner"),
     *("learner_inline", "learner_rank", "learner_process", "calibration"),
     *("logprob_server", "step", "checkpoint", "evaluate"),
@@ -58,7 +60,7 @@ ORDER = [
 
 # Heavy package -> the only modules that import it.
 HOMES = {
-    "deepspeed": {"posttrain.learner", "posttrain.learner_state"},
+    "deepspeed": {"posttrain.learner", "posttrain.learner_state", "posttrain.sequence_parallel"},
     "vllm": {"posttrain.vllm_worker", "posttrain.nccl_transport"},
     "trl": {"posttrain.trainers"},
     "docker": {"rewards.sandbox.docker_engine"},

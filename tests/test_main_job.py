@@ -143,7 +143,7 @@ def test_two_servers_two_ranks_zero_3_asynchronous(checkpoint, tmp_path):
 def test_ctrl_c_checkpoints_leaves_no_process_and_resumes(checkpoint, tmp_path):
     settings = {
         "steps": 30,
-        "learner": {"placement": "process", "learning_rate": 1e-3, "threads": 1},
+        "learner": {"ranks": 1, "learning_rate": 1e-3, "threads": 1},
         "rollout": {"engine": "embedded", "max_tokens": 12},
         "checkpoint": {"every": 1000},
     }
@@ -163,7 +163,7 @@ def test_ctrl_c_checkpoints_leaves_no_process_and_resumes(checkpoint, tmp_path):
 def test_a_dead_learner_rank_stops_the_run_with_a_hint(checkpoint, tmp_path):
     settings = {
         "steps": 200,
-        "learner": {"placement": "process", "learning_rate": 1e-3, "threads": 1},
+        "learner": {"ranks": 1, "learning_rate": 1e-3, "threads": 1},
         "rollout": {"engine": "embedded", "max_tokens": 12},
         "evaluation": {"tasks": 0},
     }
@@ -190,7 +190,7 @@ def test_broken_rewards_stop_the_run_with_their_traceback(checkpoint, tmp_path):
             prompts_per_step=2,
             group_size=2,
             rollout={"engine": "embedded", "max_tokens": 4},
-            learner={"placement": "inline", "dtype": "float32", "threads": 1},
+            learner={"ranks": 0, "dtype": "float32", "threads": 1},
             evaluation={"tasks": 0},
             run_dir=tmp_path / "run",
             quiet=True,

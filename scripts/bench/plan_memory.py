@@ -4,6 +4,7 @@ Each case is a process of its own: a rank trains three steps on samples of the p
 the peak of its resident memory during the steps stands beside the formula's sum.
 
     python scripts/bench/plan_memory.py --model runs/quickstart/sft
+    python scripts/bench/plan_memory.py --others     mixture, adapters, NF4, offload, shared rows
 """
 
 from __future__ import annotations
@@ -25,13 +26,20 @@ MB = 2**20
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", required=True, help="the small one; the other is made here")
+    parser.add_argument("--model", help="the small one; the other is made here")
+    parser.add_argument("--others", action="store_true", help="one case of each other thing")
     parser.add_argument("--case", help="one case, as JSON; for the child processes")
     options = parser.parse_args()
     if options.case:
         print(json.dumps(measure(options.model, json.loads(options.case))))
         return
+    if not options.others and not options.model:
+        parser.error("give --model or --others")
     with tempfile.TemporaryDirectory() as folder:
+        if options.others:
+            for model, case in _other_cases(Path(folder)):
+                print(json.dumps(_in_process(model, case)), flush=True)
+            return
         for model in (options.model, _random_model(Path(folder))):
             for case in _cases():
                 print(json.dumps(_in_process(model, case)), flush=True)
@@ -39,21 +47,44 @@ def main() -> None:
 
 def _cases() -> list[dict[str, object]]:
     return [
-        {"dtype": dtype, "zero_stage": stage, "gradient_checkpointing": checkpointing}
+        {"dtype": dtype, "zero_stage": stage, "memory_savings": savings}
         for dtype, stages in STAGES.items()
         for stage in stages
-        for checkpointing in ((False, True) if stage == 0 else (False,))
+        for savings in (((), ("checkpointing",)) if stage == 0 else ((),))
+    ]
+
+
+def _other_cases(folder: Path) -> list[tuple[str, dict[str, object]]]:
+    dense = _random_model(folder / "dense")
+    mixture = _random_model(folder / "mixture", mixture=True)
+    plain: dict[str, object] = {"dtype": "float32", "zero_stage": 0}
+    return [
+        (dense, plain),
+        (mixture, plain),
+        (dense, plain | {"lora": {"rank": 16}}),
+        (dense, plain | {"lora": {"rank": 16, "bits": 4}}),
+        (dense, plain | {"zero_stage": 2}),
+        (dense, plain | {"zero_stage": 2, "memory_savings": ["offload"]}),
+        (dense, plain | {"zero_stage": 2, "ranks": 2}),
+        (dense, plain | {"zero_stage": 2, "ranks": 2, "sequence_parallel": 2}),
     ]
 
 
 def _in_process(model: str, case: dict[str, object]) -> dict[str, object]:
-    command = [sys.executable, __file__, "--model", model, "--case", json.dumps(case)]
+    ranks = str(case.get("ranks", 1))
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", ranks]
+    command = [sys.executable, *(launcher if ranks != "1" else [])]
+    command += [__file__, "--model", model, "--case", json.dumps(case)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
         raise SystemExit(done.stderr)
-    found: dict[str, object] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    return max(lines, key=_measured)  # of the ranks
+
+
+def _measured(line: dict[str, object]) -> int:
+    return int(str(line["measured_mb"]))
 
 
 def measure(model: str, case: dict[str, object]) -> dict[str, object]:
@@ -75,7 +106,7 @@ def measure(model: str, case: dict[str, object]) -> dict[str, object]:
     prompts = [rng.integers(2, size.vocabulary, PROMPT_TOKENS) for _ in range(PROMPTS)]
     work = workload(prompts, config, size.vocabulary, answer_tokens=ANSWER_TOKENS)
     row = largest_row(work.batch, size.vocabulary)
-    parts = Parts(ranks=1, reference=False, critic=False, cuda=False)
+    parts = Parts(ranks=config.learner.world_size, reference=False, critic=False, cuda=False)
     planned = rank_memory(size, row, config.learner, parts)
     learner = RankLearner(config, np.arange(1, 9))
     built = _resident("VmRSS")
@@ -102,12 +133,15 @@ def _resident(what: str) -> int:
     return int(kib) * 1024
 
 
-def _random_model(folder: Path) -> str:
+def _random_model(folder: Path, *, mixture: bool = False) -> str:
     import torch
-    from transformers import Qwen3Config, Qwen3ForCausalLM
+    from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3MoeConfig
 
     torch.manual_seed(0)
-    config = Qwen3Config(
+    kind = Qwen3MoeConfig if mixture else Qwen3Config
+    experts = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 384}
+    config = kind(
+        **(experts if mixture else {}),
         vocab_size=8192,
         hidden_size=512,
         intermediate_size=1536,
@@ -118,7 +152,7 @@ def _random_model(folder: Path) -> str:
         max_position_embeddings=512,
         tie_word_embeddings=True,
     )
-    Qwen3ForCausalLM(config).save_pretrained(folder)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     return str(folder)
 
 

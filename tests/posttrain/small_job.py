@@ -19,7 +19,7 @@ DEFAULTS = {
     "group_size": 4,
     "rollout": {"engine": "embedded", "max_tokens": 12, "dtype": "float32"},
     "learner": {
-        "placement": "inline",
+        "ranks": 0,
         "dtype": "float32",
         "learning_rate": 1e-3,
         "warmup_steps": 2,

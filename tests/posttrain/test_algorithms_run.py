@@ -27,7 +27,7 @@ SMALL: dict[str, Any] = {
     "group_size": 3,
     "rollout": {"engine": "embedded", "max_tokens": 8, "dtype": "float32"},
     "learner": {
-        "placement": "inline", "dtype": "float32", "learning_rate": 1e-3, "warmup_steps": 0,
+        "ranks": 0, "dtype": "float32", "learning_rate": 1e-3, "warmup_steps": 0,
         "threads": 1,
     },
     "evaluation": {"tasks": 0},
@@ -109,7 +109,7 @@ OWN = Path(__file__).parents[2] / "scripts" / "own_algorithm.py"
 def test_a_users_own_loss_runs_in_a_rank_of_its_own(checkpoint: Path, tmp_path: Path) -> None:
     """The functions of the example script, by the references that a script's own functions get."""
     settings = SMALL | {
-        "learner": SMALL["learner"] | {"placement": "process"},
+        "learner": SMALL["learner"] | {"ranks": 1},
         "algorithm": {
             "advantage": f"{OWN}:above_median",
             "loss": {"name": f"{OWN}:soft_clip", "width": 0.3},

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from envs import EndReason
-from posttrain.batching import load_batch, pack, samples_of, save_batch
+from posttrain.batching import attention_at, load_batch, pack, samples_of, save_batch
 from posttrain.types import Batch, Completion, FinishReason, PackedRow, Rollout, Sample, Turn
 from rewards import Outcome, Score
 
@@ -189,3 +189,31 @@ def test_a_rank_reads_its_own_rows(tmp_path: Path) -> None:
     mine = load_batch(tmp_path / "b", only_rank=1)
     assert mine.rows[0] == ()
     assert [arrays_of(row) for row in mine.rows[1]] == [arrays_of(row) for row in batch.rows[1]]
+
+
+AT = 8192  # tokens at which attention takes as long as the linear layers; a 0.6 B model's
+
+
+def imbalance(lengths, ranks: int, attention_at: float) -> float:
+    """The busiest rank's cost over the mean, minus 1."""
+    samples = [make_sample(i, int(n), 1) for i, n in enumerate(lengths)]
+    batch = pack(samples, 16_384, ranks, 0, attention_at=attention_at)
+    costs = [sum(n + n * n / AT for row in rows for n in row.lengths) for rows in batch.rows]
+    return max(costs) / (sum(costs) / ranks) - 1
+
+
+def test_ranks_get_equal_work_with_attention_counted() -> None:
+    """Answers of 50 to 16,000 tokens, most of them short: 256 samples for 2 to 8 ranks."""
+    rng = np.random.default_rng(0)
+    counted, ignored = [], []
+    for _ in range(20):
+        lengths = np.clip(rng.lognormal(6.5, 1.3, 256), 50, 16_000)
+        ranks = int(rng.choice([2, 4, 8]))
+        counted.append(imbalance(lengths, ranks, AT))
+        ignored.append(imbalance(lengths, ranks, np.inf))
+    assert max(counted) < 0.01 and max(ignored) > 0.1
+
+
+def test_where_attention_takes_as_long_as_the_linear_layers(checkpoint: Path) -> None:
+    # H 64, I 128, two heads of 32 and one key-value head: 64 (2 x 64 + 2 x 32 + 3 x 128) / 64
+    assert attention_at(str(checkpoint)) == 576

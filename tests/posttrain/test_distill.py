@@ -63,7 +63,7 @@ def run_with(
         algorithm=algorithm,
         rollout={"engine": "embedded", "max_tokens": 12, "dtype": "float32"},
         learner={
-            "placement": "inline", "dtype": "float32", "learning_rate": 5e-3, "warmup_steps": 0,
+            "ranks": 0, "dtype": "float32", "learning_rate": 5e-3, "warmup_steps": 0,
             "threads": 1,
         },
         prompts_per_step=4,

@@ -32,7 +32,7 @@ from tests.posttrain.documented import undocumented
 
 STEPS = 24
 SETTINGS = {"checkpoint": {"every": 2}, "evaluation": {"tasks": 3, "every": 4}, "steps": STEPS}
-RANK = {"placement": "process"}
+RANK = {"ranks": 1}
 pytestmark = pytest.mark.timeout(400)
 
 
@@ -186,12 +186,12 @@ def test_a_learner_rank_killed_3_times(fork, checkpoint, whole, tmp_path) -> Non
         assert life.end(30) == 1, life.log.read_text()
         assert f"posttrain resume {run_dir}" in life.log.read_text()
         settings = {}
-    last = Life(fork, checkpoint, run_dir, learner={"placement": "inline"})
+    last = Life(fork, checkpoint, run_dir, learner={"ranks": 0})
     assert last.end() == 0, last.log.read_text()
     assert_same(run_dir, whole)
     (change,) = RunDir.open(run_dir).manifest()["changes"]
-    placement = {"before": "process", "after": "inline"}
-    assert change["settings"] == {"learner.placement": placement}
+    ranks = {"before": 1, "after": 0}
+    assert change["settings"] == {"learner.ranks": ranks}
 
 
 def test_a_truncated_checkpoint_is_told_and_the_one_before_used(
@@ -220,7 +220,7 @@ def test_a_finished_run_goes_on_longer_and_on_other_ranks(
 ) -> None:
     run_dir = tmp_path / "run"
     shutil.copytree(whole_run, run_dir)
-    elsewhere = {"placement": "process", "ranks": 2, "zero_stage": 2}
+    elsewhere = {"ranks": 2, "zero_stage": 2}
     changes = {"steps": STEPS + 2, "learner": elsewhere, "checkpoint": {"keep": {"best": 1}}}
     life = Life(fork, checkpoint, run_dir, **changes)
     assert life.end() == 0, life.log.read_text()

@@ -31,7 +31,8 @@ from transformers import (
 
 from posttrain.batching import pack
 from posttrain.config import GrpoConfig
-from posttrain.errors import RunError, UsageError
+from posttrain.engine_settings import deepspeed_config
+from posttrain.errors import RunError
 from posttrain.learner_inline import InlineLearner
 from posttrain.learner_process import ProcessLearner, make_learner, threads_per_rank
 from posttrain.types import Batch, Sample, StepResult
@@ -81,7 +82,7 @@ def _one_thread() -> Iterator[None]:
 
 def settings(checkpoint: Path, algorithm: dict | None = None, **learner) -> GrpoConfig:
     plain = {
-        "placement": "inline",
+        "ranks": 0,
         "dtype": "float32",
         "learning_rate": RATE,
         "warmup_steps": 0,
@@ -297,6 +298,37 @@ def test_a_gradient_that_is_not_finite_changes_nothing(
     assert identical(before, after)
 
 
+@pytest.mark.parametrize(("stage", "dtype"), [(0, "bfloat16"), (2, "float32"), (3, "bfloat16")])
+def test_an_optimiser_on_the_host_makes_the_same_steps(
+    checkpoint: Path, tmp_path: Path, stage: int, dtype: str
+) -> None:
+    """And refuses a step that is not finite, and resumes."""
+
+    async def work(learner):
+        for step in (0, 1):
+            await learner.train(make_batch(step))
+        await learner.save(tmp_path / "saved")
+        broken = make_samples(1)
+        broken[3].logprobs[6], broken[3].advantages[6] = -1e4, 1.0
+        before = await weights_of(learner, tmp_path, 1)
+        bad = await learner.train(pack(broken, 64, 1, step=1))
+        assert identical(before, await weights_of(learner, tmp_path, 2))
+        await learner.train(make_batch(2))
+        return bad, await weights_of(learner, tmp_path, 3)
+
+    async def second_half(learner):
+        await learner.load(tmp_path / "saved")
+        await learner.train(make_batch(2))
+        return await weights_of(learner, tmp_path, 4)
+
+    plain = settings(checkpoint, zero_stage=stage, dtype=dtype)
+    host = settings(checkpoint, zero_stage=stage, dtype=dtype, memory_savings=["offload"])
+    bad, found = use(host, tmp_path, work)
+    assert bad.skipped and bad.reason == "the gradient's norm is not finite"
+    assert identical(found, use(host, tmp_path, second_half))
+    assert identical(found, trained(plain, tmp_path / "plain")[0])
+
+
 # weights
 
 
@@ -337,6 +369,33 @@ def test_publish_and_canary(checkpoint: Path, tmp_path: Path, stage: int, dtype:
     assert np.abs(plain.probe_logprobs - canary.probe_logprobs).mean() > 1e-3
 
 
+def test_publishing_under_zero_3_gathers_one_parameter_at_a_time(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from posttrain import learner as module
+
+    def all_in_parts(*arguments, **keywords):  # DeepSpeed keeps small parameters whole
+        config = deepspeed_config(*arguments, **keywords)
+        config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+        return config
+
+    monkeypatch.setattr(module, "deepspeed_config", all_in_parts)
+
+    async def work(learner):
+        await learner.train(make_batch(0))
+        rank, seen = learner._rank, []
+        parameters = list(rank._policy.model.parameters())
+        for name, tensor in rank.weights():
+            whole = [p for p in parameters if p.ds_status.name == "AVAILABLE"]
+            seen.append((name, tensor.numel(), sum(p.ds_numel for p in whole)))
+        whole = [p for p in parameters if p.ds_status.name == "AVAILABLE"]
+        return seen, len(whole), len(parameters)
+
+    seen, left, total = use(settings(checkpoint, zero_stage=3), tmp_path, work)
+    assert len(seen) == total and left == 0
+    assert all(size == gathered for _, size, gathered in seen), seen
+
+
 @pytest.mark.parametrize("stage", [0, 3])
 def test_export_is_an_ordinary_checkpoint(checkpoint: Path, tmp_path: Path, stage: int) -> None:
     async def work(learner):
@@ -357,7 +416,7 @@ def test_export_is_an_ordinary_checkpoint(checkpoint: Path, tmp_path: Path, stag
 
 
 def process(checkpoint: Path, **learner) -> GrpoConfig:
-    return settings(checkpoint, placement="process", **learner)
+    return settings(checkpoint, **({"ranks": 1} | learner))
 
 
 def started_here() -> set[int]:
@@ -378,6 +437,8 @@ def descendants(pid: int) -> set[int]:
 
 @pytest.mark.parametrize("stage", [2, 3])
 def test_two_ranks_update_as_one_does(checkpoint: Path, tmp_path: Path, stage: int) -> None:
+    rows = [[len(rank) for rank in make_batch(1, ranks).rows] for ranks in (1, 2)]
+    assert rows == [[4], [2, 2]]
     alone, results = trained(settings(checkpoint), tmp_path / "one")
     config = process(checkpoint, ranks=2, zero_stage=stage)
     both, results_both = trained(config, tmp_path / "two")
@@ -696,11 +757,6 @@ def assert_gone(pids: set[int], within_s: float = 10.0) -> None:
     while alive := {pid for pid in pids if command_line(pid)}:
         assert time.monotonic() < deadline, f"still there: {alive}"
         time.sleep(0.05)
-
-
-def test_inline_has_one_rank(checkpoint: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="learner.ranks=2"):
-        make_learner(settings(checkpoint, ranks=2), PROBE, tmp_path)
 
 
 def test_threads_are_shared_out(checkpoint: Path) -> None:

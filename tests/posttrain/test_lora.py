@@ -44,7 +44,7 @@ def _one_thread():
 
 
 def config_of(checkpoint, table, algorithm=None, **learner):
-    plain = {"placement": "inline", "dtype": "float32", "learning_rate": RATE, "warmup_steps": 0}
+    plain = {"ranks": 0, "dtype": "float32", "learning_rate": RATE, "warmup_steps": 0}
     tree = {"model": str(checkpoint), "env": "none", "algorithm": algorithm or {}}
     return make_config(tree | {"learner": plain | {"threads": 1, "lora": table} | learner})
 
@@ -121,7 +121,7 @@ def test_gradients_are_those_of_plain_peft(checkpoint):
 
     (row,) = pack(make_samples(0, n=3), 96, 1, 0).rows[0]
     tensors = RowTensors(row, torch.device("cpu"), share_prompts=True)
-    logprobs, _ = policy(*tensors.inputs, 1.0)
+    logprobs, *_ = policy(*tensors.inputs, 1.0)
     (logprobs * tensors.advantages).masked_select(tensors.mask).sum().backward()
 
     plain = peft_model(checkpoint, values)
@@ -233,7 +233,7 @@ def test_two_ranks_under_zero_3_train_sync_resume_and_export_the_same(checkpoint
         finally:
             await learner.close()
 
-    two = config_of(checkpoint, TABLE, placement="process", ranks=2, zero_stage=3)
+    two = config_of(checkpoint, TABLE, ranks=2, zero_stage=3)
     whole = asyncio.run(play(config_of(checkpoint, TABLE), tmp_path / "one"))
     parts = asyncio.run(play(two, tmp_path / "two"))
     again = asyncio.run(play(two, tmp_path / "two", first=2))
@@ -364,7 +364,7 @@ def test_an_adapter_with_other_tensors_is_refused(checkpoint, tmp_path):
 
 
 JOB = Path(__file__).with_name("small_job.py")
-TRAIN = {"placement": "inline", "dtype": "float32", "learning_rate": 3e-3, "warmup_steps": 2}
+TRAIN = {"ranks": 0, "dtype": "float32", "learning_rate": 3e-3, "warmup_steps": 2}
 
 
 def _job(checkpoint, run_dir):
@@ -400,7 +400,7 @@ def test_a_killed_run_resumes_bit_for_bit(checkpoint, tmp_path):
 
 def vllm_config_of(checkpoint):
     rollout = {"engine": "vllm", "threads": 1, "kv_cache_gib": 0.1, "max_concurrency": 64}
-    learner = {"placement": "inline", "threads": 1, "warmup_steps": 0, "learning_rate": 1e-2}
+    learner = {"ranks": 0, "threads": 1, "warmup_steps": 0, "learning_rate": 1e-2}
     return make_config(
         {
             "model": str(checkpoint),

@@ -1,5 +1,6 @@
 """`posttrain plan`: numbers worked out by hand, refused input, and a real calibration."""
 
+import dataclasses
 import json
 import os
 
@@ -7,12 +8,14 @@ import numpy as np
 import pytest
 
 from posttrain.cli import main
-from posttrain.config import LearnerSettings, make_config
+from posttrain.config import LearnerSettings, LoraSettings, make_config
 from posttrain.memory import (
+    Linear,
     ModelSize,
     Parts,
     RowSize,
     activation_bytes,
+    host_memory,
     model_size,
     rank_memory,
 )
@@ -58,10 +61,64 @@ def test_activations_and_logits_worked_by_hand():
     # passing 10 (4 x 24 + 32) = 1280
     learner = LearnerSettings(dtype="bfloat16")
     assert activation_bytes(SIZE, ROW, learner, cuda=False) == 2 * 7440 + 896 + 1280
-    again = LearnerSettings(dtype="bfloat16", gradient_checkpointing=True)
+    again = LearnerSettings(dtype="bfloat16", memory_savings=("checkpointing",))
     assert activation_bytes(SIZE, ROW, again, cuda=False) == 2 * 160 + 7440 + 896 + 1280
     found = rank_memory(SIZE, ROW, learner, ALONE)
     assert found["logits"] == 4 * 50 * 10
+
+
+def _learner(**settings):
+    return LearnerSettings(dtype="bfloat16", **settings)
+
+
+def test_an_adapter_and_frozen_weights_in_two_and_in_four_bits_and_a_half():
+    # q_proj 8 x 16 twice and up_proj 8 x 24 twice: rank 4 adds 4 (24 + 24 + 32 + 32) = 448
+    linears = (Linear("q_proj", 8, 16, 2), Linear("up_proj", 8, 24, 2))
+    size = dataclasses.replace(SIZE, linears=linears)
+    assert size.adapter(LoraSettings(rank=4)) == 448
+    assert size.adapter(LoraSettings(rank=4, targets=("q_proj",))) == 192
+    plain = rank_memory(size, ROW, _learner(lora={"rank": 4}), ALONE)
+    assert plain["frozen weights"] == 2 * 1000
+    names = ("weights", "gradients", "float32 weights", "optimiser")
+    assert tuple(plain[name] for name in names) == (2 * 448, 4 * 448, 4 * 448, 8 * 448)
+    four = rank_memory(size, ROW, _learner(lora={"rank": 4, "bits": 4}), ALONE)
+    # 640 of the 1000 weights are in linear layers, at 4.127 bits; the others as they were
+    assert four["frozen weights"] == int(640 * (4 + 8 / 64 + 32 / 16384) / 8) + 2 * 360
+    reference = Parts(1, reference=True, critic=False, cuda=False)
+    assert "reference" not in rank_memory(size, ROW, _learner(lora={"rank": 4}), reference)
+
+
+def test_offload_moves_the_optimiser_to_the_host_of_a_gpu():
+    parts = Parts(ranks=4, reference=False, critic=False, cuda=True)
+    kept = rank_memory(SIZE, ROW, _learner(zero_stage=2), parts)
+    settings = _learner(zero_stage=2, memory_savings=("offload",))
+    moved = rank_memory(SIZE, ROW, settings, parts)
+    assert (kept["optimiser"], moved["optimiser"], moved["float32 weights"]) == (2000, 0, 0)
+    assert host_memory(SIZE, settings, parts) == 16 * 250
+    on_cpu = dataclasses.replace(parts, cuda=False)  # the host is the device
+    assert rank_memory(SIZE, ROW, settings, on_cpu)["optimiser"] == 2000
+    assert host_memory(SIZE, settings, on_cpu) == 0
+
+
+def test_ranks_that_share_a_row_share_its_activations():
+    alone = activation_bytes(SIZE, ROW, _learner(), cuda=False)
+    shared = activation_bytes(SIZE, ROW, _learner(ranks=2, sequence_parallel=2), cuda=False)
+    assert shared == alone // 2
+
+
+def test_a_mixture_has_parameters_that_a_token_does_not_use(tmp_path):
+    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+    config = Qwen3MoeConfig(
+        vocab_size=50, hidden_size=16, intermediate_size=32, moe_intermediate_size=8,
+        num_experts=8, num_experts_per_tok=2, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=8,
+    )  # fmt: skip
+    Qwen3MoeForCausalLM(config).save_pretrained(tmp_path)
+    size = model_size(str(tmp_path))
+    experts = 2 * 8 * 3 * 8 * 16  # layers, experts, three matrices
+    assert size.parameters - size.active == experts * 6 // 8
+    assert size.intermediate == 2 * 8
 
 
 def test_a_model_is_counted_as_it_is(checkpoint):
@@ -133,6 +190,17 @@ def test_what_a_critic_and_a_kl_add_is_in_the_plan(capsys, job):
     ppo = _plan(capsys, *job, "algorithm.preset=ppo")["learner"]["memory"]
     assert "critic" not in plain
     assert ppo["critic"] > 4 * plain["weights"]
+
+
+def test_a_plan_tells_what_an_adapter_sends_and_ranks_share(capsys, job):
+    lora = "learner.lora={rank=4, bits=4}"
+    plan = _plan(capsys, *job, lora, "learner.ranks=2", "learner.sequence_parallel=2")
+    # rank 4, two blocks: q 64+64, k and v 64+32, o 64+64, three of 64+128
+    assert plan["sync_bytes"] == 2 * 4 * 2 * (128 + 2 * 96 + 128 + 3 * 192)
+    assert plan["batch"]["ranks"] == 1 and plan["learner"]["sequence_parallel"] == 2
+    assert main(["plan", *job, lora, "learner.ranks=2", "learner.sequence_parallel=2"]) == 0
+    out = capsys.readouterr().out
+    assert "shared by 2 ranks" in out and "frozen weights" in out
 
 
 def test_calibration_measures_the_real_parts(capsys, job, tmp_path):

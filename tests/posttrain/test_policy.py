@@ -64,7 +64,7 @@ def inputs_of(row, share_prompts: bool = True):
 def answers(policy: Policy, row, temperature: float, mode="metric", share_prompts: bool = True):
     """Log-probs and entropies of the row's own targets, without the filling."""
     tensors = laid_out(row, share_prompts)
-    logprobs, entropies = policy(*tensors.inputs, temperature, mode)
+    logprobs, entropies, _ = policy(*tensors.inputs, temperature, mode)
     return logprobs[: tensors.n_targets], entropies[: tensors.n_targets]
 
 
@@ -201,7 +201,7 @@ def test_gradient_checkpointing_changes_no_gradient() -> None:
 
 
 def test_entropy_as_a_metric_has_no_gradient() -> None:
-    logprobs, entropy = Policy(build(NAME), 8)(*inputs_of(row_of([9])), 1.0, "metric")
+    logprobs, entropy, _ = Policy(build(NAME), 8)(*inputs_of(row_of([9])), 1.0, "metric")
     assert logprobs.requires_grad
     assert not entropy.requires_grad
 

@@ -186,7 +186,7 @@ def test_a_slow_reward_is_named_with_its_age_and_the_end_is_told(checkpoint, tmp
 
 def test_a_stopped_rank_is_the_owner_of_the_wait_and_a_kill_is_told(checkpoint, tmp_path):
     run_dir = tmp_path / "run"
-    learner = {"placement": "process", "dtype": "float32", "threads": 1, "step_timeout_s": 123.0}
+    learner = {"ranks": 1, "dtype": "float32", "threads": 1, "step_timeout_s": 123.0}
     settings = {"steps": 2000, "evaluation": {"tasks": 0}, "learner": learner}
     process = _start(checkpoint, run_dir, **settings)
     try:
