@@ -103,7 +103,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=given.folder) as scratch:
         folder = Path(scratch)
         parameters = make_model(folder / "model", given.hidden, given.layers)
-        learner_settings = {"placement": "inline", "dtype": given.dtype, "threads": given.threads}
+        learner_settings = {"ranks": 0, "dtype": given.dtype, "threads": given.threads}
         config = GrpoConfig.model_validate(
             {"model": str(folder / "model"), "env": "none", "learner": learner_settings}
         )
