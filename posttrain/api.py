@@ -14,6 +14,7 @@ from typing import Any
 
 import rewards
 from envs import Environment
+from posttrain.attached import check_servers
 from posttrain.checkpoint import Start, find_start
 from posttrain.config import GrpoConfig, GrpoSettings, Settings, make_config
 from posttrain.evaluate import read_result
@@ -73,6 +74,7 @@ def run_config(
 ) -> Run:
     """Start the run that ``config`` describes; ``env`` and ``reward`` replace what it names."""
     ready = prepare(config, env, reward)
+    check_servers(ready.config, ready.window)
     if config.algorithm.preset and not quiet:
         print("\n".join(explain(config.algorithm.preset)), flush=True)
     described = {"name": ready.environment.name, "held_out_tasks": len(ready.held_out)}
@@ -102,6 +104,7 @@ def resume(
     if isinstance(reward, str) or callable(reward):
         reward = [reward]
     ready = prepare(config, env, reward)
+    check_servers(ready.config, ready.window)
     with RunDir.resume(run) as run_dir:
         start = find_start(run_dir.checkpoints)
         check_length(config, start.step)
@@ -166,7 +169,13 @@ class Run:
 
 
 def evaluate(config: GrpoConfig, *, logs: Path, env: str | Environment | None = None) -> EvalResult:
-    """Evaluate ``config.model`` on the environment's held-out tasks, without a learner."""
+    """Evaluate ``config.model`` on the environment's held-out tasks, without a learner.
+
+    By an engine of its own: a server that ``rollout.urls`` names has the weights of its last sync.
+    """
+    if config.rollout.urls:
+        own = config.rollout.model_copy(update={"urls": (), "engine": "auto"})
+        config = config.model_copy(update={"rollout": own})
     return evaluate_model(prepare(config, env, None), logs)
 
 

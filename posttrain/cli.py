@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from posttrain import learner_remote, rollout_server
 from posttrain.errors import RunError, UsageError
 from posttrain.evaluation.command import add_parsers as add_evaluation_parsers
 from posttrain.evaluation.decontaminate import add_parser as add_decontaminate_parser
@@ -79,6 +80,8 @@ def _parser() -> argparse.ArgumentParser:
     add_decontaminate_parser(commands)
     add_export_parsers(commands)
     add_serving_parsers(commands)
+    rollout_server.add_parser(commands)
+    learner_remote.add_parser(commands)
     _audit_parser(commands)
     _sandbox_parser(commands)
 

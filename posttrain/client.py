@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ import httpx
 import numpy as np
 
 from posttrain.errors import RunError
+from posttrain.server import bearer
 from posttrain.types import Completion, FinishReason, Floats, Ints, Request
 
 _CONNECT_TIMEOUT_S = 5.0
@@ -50,11 +51,14 @@ class VllmClient:
     64 connections looks at all of them at each request: 10 ms of CPU per request, against 0.6 here.
     """
 
-    def __init__(self, url: str, limits: ModelLimits) -> None:
+    def __init__(self, url: str, limits: ModelLimits, *, elsewhere: bool = False) -> None:
         self.url = url
         self.adapter = ""  # asked for by name in each request, once one was loaded
+        # Whether a path of ours means the same there; None: not asked yet (``delivery``).
+        self.sees_files = None if elsewhere else True
         self._limits = limits
         self._idle: list[httpx.AsyncClient] = []
+        self._open: set[asyncio.Timeout] = set()  # deadlines of what was asked and not answered
 
     async def generate(self, request: Request, *, salt: str, timeout_s: float) -> Completion:
         """One completion. ``salt`` keeps the KV cache of other weights from being used."""
@@ -110,8 +114,26 @@ class VllmClient:
         self, path: str, body: Mapping[str, Any] | None, *, timeout_s: float, name: str
     ) -> bytes:
         """As ``post``, for a route whose answer is not JSON, or is of no interest."""
+        return await self._checked("POST", path, {"json": body}, timeout_s, name)
+
+    async def put(
+        self, path: str, content: AsyncIterator[bytes], *, timeout_s: float, name: str
+    ) -> Any:
+        """PUT what the iterator yields, and decode the answer."""
+        return json.loads(await self._checked("PUT", path, {"content": content}, timeout_s, name))
+
+    def abandon(self) -> None:
+        """Wait for nothing that was asked: each question fails now, as at its deadline."""
+        now = asyncio.get_running_loop().time()
+        for deadline in self._open:
+            if not deadline.expired():
+                deadline.reschedule(now)
+
+    async def _checked(
+        self, method: str, path: str, body: Mapping[str, Any], timeout_s: float, name: str
+    ) -> bytes:
         try:
-            response = await self._send("POST", path, body, timeout_s)
+            response = await self._send(method, path, body, timeout_s)
         except (httpx.TimeoutException, TimeoutError) as error:
             raise RequestTimedOut(
                 f"{name}: no answer from {self.url} in {timeout_s:g} s"
@@ -128,7 +150,7 @@ class VllmClient:
     async def healthy(self, timeout_s: float) -> bool:
         """Whether the server says within the deadline that it is well."""
         try:
-            return (await self._send("GET", "/health", None, timeout_s)).status_code == 200
+            return (await self._send("GET", "/health", {}, timeout_s)).status_code == 200
         except (httpx.TransportError, TimeoutError):
             return False
 
@@ -138,15 +160,19 @@ class VllmClient:
             await http.aclose()
 
     async def _send(
-        self, method: str, path: str, body: Mapping[str, Any] | None, timeout_s: float
+        self, method: str, path: str, body: Mapping[str, Any], timeout_s: float
     ) -> httpx.Response:
         http = self._idle.pop() if self._idle else _connection(self.url)
+        deadline = asyncio.timeout(timeout_s)
         try:
-            async with asyncio.timeout(timeout_s):
-                response = await http.request(method, path, json=body)
+            async with deadline:
+                self._open.add(deadline)
+                response = await http.request(method, path, **body)
         except BaseException:  # whatever it was, the connection's state is unknown
             await http.aclose()
             raise
+        finally:
+            self._open.discard(deadline)
         self._idle.append(http)
         return response
 
@@ -213,6 +239,7 @@ def _connection(url: str) -> httpx.AsyncClient:
         timeout=httpx.Timeout(None, connect=_CONNECT_TIMEOUT_S),  # the caller's deadline holds
         verify=url.startswith("https:"),  # or a certificate store is read for nothing
         trust_env=False,
+        headers=bearer(),
     )
 
 

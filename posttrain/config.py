@@ -150,7 +150,7 @@ class LearnerSettings(Settings):
     """DeepSpeed."""
 
     ranks: Annotated[int, Field(ge=0)] = Field(
-        1, description="processes on this machine; 0: one rank inside this process"
+        1, description="processes, over all machines; 0: one rank inside this process"
     )
     sequence_parallel: Count = Field(
         1, description="ranks that share each row, for long contexts; divides ranks"

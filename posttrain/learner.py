@@ -350,6 +350,10 @@ class RankLearner:
         """Copy the state; a thread writes it below ``folder``. See ``learner_state``."""
         self._state.save(folder, {"updates": self._updates})
 
+    def written(self) -> None:
+        """Return when the last ``save`` is on the disk."""
+        self._state.written()
+
     def load(self, folder: Path) -> None:
         """Take over a saved state, bit for bit where ranks and ZeRO stage are the same."""
         self._updates = self._state.load(folder)["updates"]

@@ -10,8 +10,9 @@
 0         one rank in this process (``learner_inline``).
 
 Ranks on other machines: with ``POSTTRAIN_LEARNER_LISTEN=HOST:PORT`` nothing is started here; we
-wait for ranks that torchrun started elsewhere (``learner_rank``), with the same
-``POSTTRAIN_LEARNER_TOKEN`` in their environment and the run directory on a shared file system.
+wait for ``learner.ranks`` ranks started elsewhere, by ``posttrain learner`` or a launcher, with the
+same ``POSTTRAIN_LEARNER_TOKEN`` in their environment. A rank that does not see the run directory is
+sent the files it reads, and sends back those it wrote (``rank_link``).
 """
 
 from __future__ import annotations
@@ -30,7 +31,6 @@ import sys
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +44,14 @@ from posttrain.config import GrpoConfig
 from posttrain.errors import RunError, UsageError
 from posttrain.learner_inline import InlineLearner
 from posttrain.learner_rank import TOKEN
+from posttrain.rank_link import SILENT_S, RankFailed, RankLink, keep_alive, split_address
+from posttrain.rank_places import hosts_of, place
 from posttrain.types import Batch, Floats, Ints, Learner, Snapshot, StepResult
 from posttrain.waits import waiting
 
 LISTEN = "POSTTRAIN_LEARNER_LISTEN"
 _CLOSE_TIMEOUT_S = 10.0
+_HELLO_TIMEOUT_S = 10.0
 _LONGEST_LINE = 2**30  # bytes of one message
 _TAIL_LINES = 25
 
@@ -77,38 +80,17 @@ def threads_per_rank(config: GrpoConfig) -> int:
     return max(1, share // config.learner.world_size)
 
 
-@dataclass(slots=True)
-class _Rank:
-    """A connection to one rank."""
-
-    number: int
-    reader: asyncio.StreamReader
-    writer: asyncio.StreamWriter
-
-    @property
-    def name(self) -> str:
-        return f"learner rank {self.number}"
-
-    async def ask(self, message: Mapping[str, Any]) -> Any:
-        """Send a command and wait for its answer; _RankFailed when there is none, or an error."""
-        try:
-            self.writer.write(json.dumps(message).encode() + b"\n")
-            await self.writer.drain()
-            line = await self.reader.readline()
-        except OSError as error:
-            raise _RankFailed(self.number, f"its connection broke ({error})") from error
-        if not line:
-            raise _RankFailed(self.number, "its process ended")
-        answer = json.loads(line)
-        if "error" in answer:
-            raise _RankFailed(self.number, answer["error"], usage=answer["usage"])
-        return answer["result"]
-
-
-class _RankFailed(Exception):
-    def __init__(self, rank: int, why: str, *, usage: bool = False) -> None:
-        super().__init__(why)
-        self.rank, self.why, self.usage = rank, why, usage
+def _where_to_listen() -> tuple[str, int]:
+    """For ranks started here, a free port of loopback. Raises UsageError."""
+    asked = os.environ.get(LISTEN, "")
+    if not asked:
+        return "127.0.0.1", 0
+    if not os.environ.get(TOKEN):
+        raise UsageError(f"{LISTEN} is set and {TOKEN} is not: no rank could prove to be yours")
+    try:
+        return split_address(asked)
+    except ValueError as error:
+        raise UsageError(f"{LISTEN}: {error}") from None
 
 
 class ProcessLearner:
@@ -121,11 +103,12 @@ class ProcessLearner:
         self._run_dir = run_dir
         self._logs = run_dir / "logs"
         self._token = os.environ.get(TOKEN) or secrets.token_hex(16)
-        self._listen = os.environ.get(LISTEN, "")  # set: the ranks are started by hand
+        self._elsewhere = bool(os.environ.get(LISTEN))  # the ranks are started there
+        self._address = _where_to_listen()
         self._guard: subprocess.Popen[bytes] | None = None
         self._server: asyncio.Server | None = None
-        self._ranks: list[_Rank] = []
-        self._joined: asyncio.Queue[_Rank] = asyncio.Queue()
+        self._ranks: list[RankLink] = []
+        self._joined: asyncio.Queue[RankLink] = asyncio.Queue()
         self._turn = asyncio.Lock()  # one command at a time
         self._busy = Busy()
         self._failed = ""
@@ -143,24 +126,29 @@ class ProcessLearner:
         """Start the ranks and build the learner on them; returns when all are ready."""
         self._started = time.time()
         deadline = self._config.grpo.startup_timeout_s
-        host, _, port = (self._listen or "127.0.0.1:0").rpartition(":")
-        self._server = await asyncio.start_server(
-            self._accept, host, int(port), limit=_LONGEST_LINE
-        )
-        if not self._listen:
+        host, port = self._address
+        self._server = await asyncio.start_server(self._accept, host, port, limit=_LONGEST_LINE)
+        if not self._elsewhere:
             port = self._server.sockets[0].getsockname()[1]
             self._guard = await asyncio.to_thread(self._spawn, f"127.0.0.1:{port}")
         try:
             with waiting("learner, connect", deadline_s=deadline, owner="learner ranks"):
                 await asyncio.wait_for(self._all_joined(), deadline)
         except TimeoutError:
+            connected = ", ".join(rank.host for rank in self._ranks) or "none"
             raise await self._failure(
                 f"learner: {len(self._ranks)} of {self._processes} ranks connected within "
-                f"grpo.startup_timeout_s = {deadline:g}"
+                f"grpo.startup_timeout_s = {deadline:g}, to {host}:{port} and from: {connected}"
             ) from None
+        await self._place_ranks(deadline)
         config = self._config.model_dump(mode="json")
-        payload = {"probe_ids": self._probe_ids.tolist(), "threads": threads_per_rank(self._config)}
-        await self._command("build", deadline, config=config, **payload)
+        # A machine that is not this one divides its own cores.
+        threads = self._config.learner.threads
+        if not self._elsewhere:
+            threads = threads_per_rank(self._config)
+        await self._command(
+            "build", deadline, config=config, probe_ids=self._probe_ids.tolist(), threads=threads
+        )
 
     async def choices(self) -> dict[str, Any]:
         chosen: dict[str, Any] = (await self._command("choices"))[0]
@@ -195,8 +183,10 @@ class ProcessLearner:
         where = str(Path(folder).resolve())
         answers = await self._command("publish", version=version, folder=where, perturb=perturb)
         path = answers[0]["path"]
+        if path is not None:  # of a rank that does not see the folder, relative to the one above
+            path = Path(where).parent / path
         probe = np.array(answers[0]["probe_logprobs"], np.float32)
-        return Snapshot(version, None if path is None else Path(path), self._probe_ids, probe)
+        return Snapshot(version, path, self._probe_ids, probe)
 
     async def attach(self, urls: Sequence[str]) -> None:
         """Publish over NCCL to the servers at ``urls`` from now on."""
@@ -210,7 +200,7 @@ class ProcessLearner:
             return self._failed or ("" if self._ranks else "the learner was closed")
 
         deadline_s = self._config.learner.step_timeout_s
-        await all_written(Path(folder), self.world_size, gone=gone, deadline_s=deadline_s)
+        await all_written(Path(folder), self._processes, gone=gone, deadline_s=deadline_s)
 
     async def load(self, folder: Path) -> None:
         await self._command("load", folder=str(Path(folder).resolve()))
@@ -223,34 +213,44 @@ class ProcessLearner:
         if self._ranks and not self._failed:
             goodbye = asyncio.gather(*(rank.ask({"command": "close"}) for rank in self._ranks))
             # A rank that can't answer any more is ended below all the same.
-            with contextlib.suppress(_RankFailed, TimeoutError):
+            with contextlib.suppress(RankFailed, TimeoutError):
                 await asyncio.wait_for(goodbye, _CLOSE_TIMEOUT_S)
         await self._end()
 
     # one command
 
     async def _command(self, name: str, deadline_s: float = 0.0, **payload: Any) -> list[Any]:
-        """Every rank's answer, by rank. The first failure, or the deadline, ends all ranks."""
+        """Every rank's answer to the same, by rank."""
         deadline_s = deadline_s or self._config.learner.step_timeout_s
+        return await self._tell(name, deadline_s, [payload] * max(1, len(self._ranks)))
+
+    async def _tell(
+        self, name: str, deadline_s: float, payloads: Sequence[Mapping[str, Any]]
+    ) -> list[Any]:
+        """Every rank's answer, by rank. The first failure, or the deadline, ends all ranks."""
         async with self._turn:
             if self._failed or not self._ranks:
                 raise RunError(f"learner, {name}: {self._failed or 'it has not been started'}")
-            message = {"command": name, **payload}
-            tasks = [asyncio.ensure_future(self._ask(r, message, deadline_s)) for r in self._ranks]
+            tasks = [
+                asyncio.ensure_future(self._ask(rank, {"command": name, **payload}, deadline_s))
+                for rank, payload in zip(self._ranks, payloads, strict=True)
+            ]
             self._busy.note(True)
             try:
                 return await asyncio.wait_for(asyncio.gather(*tasks), deadline_s)
             except TimeoutError:
                 both = zip(self._ranks, tasks, strict=True)
-                waiting = [rank.number for rank, task in both if task.cancelled()]
+                silent = [rank for rank, task in both if task.cancelled()]
                 raise await self._failure(
-                    f"learner, {name}: no answer from ranks {waiting} within {deadline_s:g} s"
+                    f"learner, {name}: no answer from ranks {[rank.number for rank in silent]}"
+                    f"{hosts_of(silent)} within {deadline_s:g} s"
                 ) from None
-            except _RankFailed as failed:
+            except RankFailed as failed:
                 if failed.usage:
                     await self._end()
                     raise UsageError(failed.why) from None
-                what = f"learner, {name}: rank {failed.rank} failed: {failed.why}"
+                where = hosts_of([rank for rank in self._ranks if rank.number == failed.rank])
+                what = f"learner, {name}: rank {failed.rank}{where} failed: {failed.why}"
                 raise await self._failure(what, failed.rank) from None
             except asyncio.CancelledError:
                 # The ranks are in the middle of something whose answer nobody will read.
@@ -261,7 +261,7 @@ class ProcessLearner:
                 for task in tasks:
                     task.cancel()
 
-    async def _ask(self, rank: _Rank, message: Mapping[str, Any], deadline_s: float) -> Any:
+    async def _ask(self, rank: RankLink, message: Mapping[str, Any], deadline_s: float) -> Any:
         name = f"learner, {message['command']}"
         with waiting(name, deadline_s=deadline_s, owner=rank.name):
             return await rank.ask(message)
@@ -315,18 +315,16 @@ class ProcessLearner:
         }
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        line = await reader.readline()
         try:
+            line = await asyncio.wait_for(reader.readline(), _HELLO_TIMEOUT_S)
             hello = json.loads(line)
-            known = hmac.compare_digest(str(hello["token"]), self._token)
-            rank = _Rank(int(hello["rank"]), reader, writer)
-            self._processes = int(hello["world_size"]) if known else self._processes
-        except (ValueError, KeyError, TypeError):
+            known = hmac.compare_digest(str(hello["token"]).encode(), self._token.encode())
+            number = -1 if hello["rank"] is None else int(hello["rank"])
+        except (ValueError, KeyError, TypeError, TimeoutError, OSError):
             known = False
         if known:
-            self._joined.put_nowait(rank)
-            if hello.get("host") == socket.gethostname():  # a pid means something here only
-                waits.started(rank.name, int(hello["pid"]))
+            keep_alive(writer.get_extra_info("socket"), SILENT_S)
+            self._joined.put_nowait(RankLink(number, hello, reader, writer))
         else:
             writer.close()  # not one of ours
 
@@ -338,12 +336,37 @@ class ProcessLearner:
             except TimeoutError:
                 if self._guard is not None and self._guard.poll() is not None:
                     raise await self._failure("learner: its processes ended at once") from None
+
+    async def _place_ranks(self, deadline_s: float) -> None:
+        """Number the ranks where no launcher did, and learn which of them see the run directory."""
+        try:
+            variables = place(self._ranks)
+        except UsageError:
+            await self._end()
+            raise
         self._ranks.sort(key=lambda rank: rank.number)
+        for rank in self._ranks:
+            if rank.host == socket.gethostname():  # a pid means something here only
+                waits.started(rank.part, int(rank.hello["pid"]))
+            else:
+                waits.elsewhere(rank.part, rank.host)
+        self._run_dir.mkdir(parents=True, exist_ok=True)
+        mark = self._run_dir.resolve() / f".seen-{secrets.token_hex(16)}"
+        mark.touch()
+        common = {"mark": str(mark), "silent_s": SILENT_S}
+        try:
+            answers = await self._tell(
+                "place", deadline_s, [{**common, "variables": one} for one in variables]
+            )
+        finally:
+            mark.unlink()
+        for rank, answer in zip(self._ranks, answers, strict=True):
+            rank.sees_run = answer["sees_run"]
 
     async def _end(self) -> None:
         for rank in self._ranks:
             rank.writer.close()
-            waits.ended(rank.name)
+            waits.ended(rank.part)
         self._ranks = []
         if self._server is not None:
             self._server.close()

@@ -1,11 +1,16 @@
 """One rank of the learner as a process of its own: takes commands over a socket until it closes.
 
-    python -m posttrain.learner_rank --connect HOST:PORT [--log-folder FOLDER]
+    python -m posttrain.learner_rank --connect HOST:PORT [--log-folder FOLDER] [--model FOLDER]
 
-One process of this module is one rank; several are started by torchrun, whose environment says
-which is which. The token in ``POSTTRAIN_LEARNER_TOKEN`` proves to the orchestrator that it is one
-of ours. Messages are JSON, one a line: the first tells how to build the learner, each later one is
-a command, each is answered. Batches come as files, whose paths must mean the same here as there.
+One process of this module is one rank. A launcher that numbers processes (torchrun, DeepSpeed's)
+says in the environment which is which; without one (``posttrain learner``) the orchestrator does.
+The token in ``POSTTRAIN_LEARNER_TOKEN`` proves to the orchestrator that this is one of ours.
+
+The first command places the rank, the second tells how to build the learner, each later one is a
+command of it; each is answered (``rank_link``). Where the run directory is out of sight, files come
+with a command and go with its answer, and lie in a temporary folder meanwhile.
+
+A rank whose orchestrator is gone ends, also in the middle of a collective that will never return.
 """
 
 from __future__ import annotations
@@ -13,63 +18,150 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import select
+import shutil
 import socket
 import sys
+import tempfile
+import threading
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from posttrain.rank_link import connect, keep_alive, send, split_address, take
 
 if TYPE_CHECKING:
     from io import BufferedRWPair
 
 TOKEN = "POSTTRAIN_LEARNER_TOKEN"
-_CONNECT_TIMEOUT_S = 60.0
+WAIT_S = 600.0  # for the orchestrator to listen
 
 Commands = dict[str, Callable[..., Any]]
 
 
 def main() -> None:
     arguments = _arguments()
-    rank = int(os.environ.get("RANK", "0"))
     if arguments.log_folder is not None:
-        _log_to(arguments.log_folder / f"learner-{rank}.log")
-    host, _, port = arguments.connect.rpartition(":")
-    connection = socket.create_connection((host, int(port)), timeout=_CONNECT_TIMEOUT_S)
-    connection.settimeout(None)  # commands may be hours apart; the end of the stream ends us
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        number = os.environ.get("RANK") or os.environ.get("LOCAL_RANK", "0")
+        _log_to(arguments.log_folder / f"learner-{number}.log")
+    connection = connect(split_address(arguments.connect), WAIT_S)
+    done = threading.Event()
+    scratch = Path(tempfile.mkdtemp(prefix="posttrain-rank-"))
+    threading.Thread(target=_end_with, args=(connection, scratch, done), daemon=True).start()
     with connection, connection.makefile("rwb") as stream:
-        world_size = int(os.environ.get("WORLD_SIZE", "1"))
-        who = {"rank": rank, "world_size": world_size, "token": os.environ.get(TOKEN, "")}
-        _send(stream, who | {"pid": os.getpid(), "host": socket.gethostname()})
-        serve(stream)
+        try:
+            send(stream, _hello(connection))
+            _Service(stream, connection, scratch, arguments.model, done).run()
+        except OSError as error:
+            _end(f"the connection to the orchestrator broke ({error})", scratch)
+    shutil.rmtree(scratch, ignore_errors=True)
     # Not through interpreter shutdown: process groups of ranks that left already may block it.
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)
 
 
-def serve(stream: BufferedRWPair) -> None:
-    """Answer commands until ``close`` or the end of the stream; any error ends this rank."""
-    commands: Commands = {"build": lambda **payload: commands.update(_build(**payload))}
-    for line in stream:
-        message = json.loads(line)
-        name = message.pop("command")
-        if name == "close":
-            _send(stream, {"result": None})
+def _hello(connection: socket.socket) -> dict[str, Any]:
+    """Who this is; numbers are the launcher's, null where there is none."""
+    numbers = {name.lower(): os.environ.get(name) for name in ("RANK", "WORLD_SIZE")}
+    with socket.socket(connection.family) as probe:  # for rank 0, where the others meet
+        probe.bind((connection.getsockname()[0], 0))
+        port = probe.getsockname()[1]
+    return {
+        **{name: None if text is None else int(text) for name, text in numbers.items()},
+        "local_rank": int(os.environ.get("LOCAL_RANK", "0")),
+        "token": os.environ.get(TOKEN, ""),
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "port": port,
+    }
+
+
+def _end_with(connection: socket.socket, scratch: Path, done: threading.Event) -> None:
+    """End this process when the connection breaks; runs in a thread of its own."""
+    poll = select.poll()
+    poll.register(connection, select.POLLRDHUP)  # POLLHUP and POLLERR are always reported
+    poll.poll()
+    if not done.wait(1.0):  # the command loop may be ending by itself
+        _end("the orchestrator is gone", scratch)
+
+
+def _end(why: str, scratch: Path) -> NoReturn:
+    print(f"{why}: this rank ends", file=sys.stderr, flush=True)
+    shutil.rmtree(scratch, ignore_errors=True)
+    os._exit(1)
+
+
+class _Service:
+    """Answers commands until ``close`` or the end of the stream; any error ends this rank."""
+
+    def __init__(
+        self,
+        stream: BufferedRWPair,
+        connection: socket.socket,
+        scratch: Path,
+        model: str | None,
+        done: threading.Event,
+    ) -> None:
+        self._stream, self._connection, self._done = stream, connection, done
+        self._scratch: Path | None = scratch  # None: the run directory is in sight
+        self._model = model  # where this machine has it, if elsewhere than the orchestrator's
+        self._commands: Commands = {"place": self._place, "build": self._build}
+
+    def run(self) -> None:
+        for line in self._stream:
+            message = json.loads(line)
+            if message["command"] == "close":
+                self._done.set()
+                send(self._stream, {"result": None})
+                return
+            try:
+                self._answer(message)
+            # A boundary: the orchestrator must hear why, whatever it was; this rank is unfit after.
+            except Exception as error:  # noqa: BLE001
+                traceback.print_exc()
+                why = f"{type(error).__name__}: {error}"
+                send(self._stream, {"error": why, "usage": _is_usage(error)})
+                self._done.set()
+                sys.exit(1)
+        self._done.set()
+
+    def _answer(self, message: dict[str, Any]) -> None:
+        name, files = message.pop("command"), message.pop("files", ())
+        if self._scratch is None or not ({"path", "folder"} & message.keys()):
+            send(self._stream, {"result": self._commands[name](**message)})
             return
-        try:
-            result = commands[name](**message)
-        # A boundary: the orchestrator must hear why, whatever it was; this rank is unfit after it.
-        except Exception as error:  # noqa: BLE001
-            traceback.print_exc()
-            _send(stream, {"error": f"{type(error).__name__}: {error}", "usage": _is_usage(error)})
-            sys.exit(1)
-        _send(stream, {"result": result})
+        scratch = self._scratch
+        given = set(take(self._stream, files, scratch))
+        for key in {"path", "folder"} & message.keys():
+            message[key] = str(scratch / Path(message[key]).name)
+        result = self._commands[name](**message)
+        if name == "save":  # it goes on beside training where its files stay
+            self._commands["written"]()
+        if isinstance(result, dict) and result.get("path"):
+            result["path"] = str(Path(result["path"]).relative_to(scratch))
+        made = [file for file in scratch.rglob("*") if file.is_file() and file not in given]
+        send(self._stream, {"result": result}, sorted(made), scratch)
+        for entry in scratch.iterdir():
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+
+    def _place(self, mark: str, variables: dict[str, str], silent_s: float) -> dict[str, bool]:
+        """Take a place among the ranks; answers whether the run directory is in sight."""
+        os.environ.update(variables)
+        keep_alive(self._connection, silent_s)
+        if os.access(mark, os.R_OK):
+            self._scratch = None
+        return {"sees_run": self._scratch is None}
+
+    def _build(self, config: dict[str, Any], probe_ids: list[int], threads: int) -> None:
+        if self._model is not None:
+            config["model"] = self._model
+        self._commands |= _learner_commands(config, probe_ids, threads or _share_of_cores())
 
 
-def _build(config: dict[str, Any], probe_ids: list[int], threads: int) -> Commands:
-    """The learner, and its commands as functions of JSON values."""
+def _learner_commands(config: dict[str, Any], probe_ids: list[int], threads: int) -> Commands:
+    """The learner, built, and its commands as functions of JSON values."""
     import numpy as np
     import torch
 
@@ -107,14 +199,15 @@ def _build(config: dict[str, Any], probe_ids: list[int], threads: int) -> Comman
         "publish": publish,
         "attach": learner.attach,
         "save": lambda folder: learner.save(Path(folder)),
+        "written": learner.written,
         "load": lambda folder: learner.load(Path(folder)),
         "export": lambda folder: learner.export(Path(folder)),
     }
 
 
-def _send(stream: BufferedRWPair, message: dict[str, Any]) -> None:
-    stream.write(json.dumps(message).encode() + b"\n")
-    stream.flush()
+def _share_of_cores() -> int:
+    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(1, len(os.sched_getaffinity(0)) // ranks_here)
 
 
 def _is_usage(error: Exception) -> bool:
@@ -136,6 +229,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m posttrain.learner_rank")
     parser.add_argument("--connect", required=True, metavar="HOST:PORT")
     parser.add_argument("--log-folder", type=Path, metavar="FOLDER")
+    parser.add_argument("--model", metavar="FOLDER", help="where this machine has the checkpoint")
     return parser.parse_args()
 
 

@@ -83,8 +83,7 @@ class RankState:
 
     def save(self, folder: Path, progress: Mapping[str, Any]) -> None:
         """Copy the state; its files appear below ``folder`` after this has returned."""
-        if self._writer is not None:
-            self._writer.join()
+        self.written()
         begin(folder, self.rank)
         held: dict[Path, Any] = {}
         for name, part in self.parts.items():
@@ -108,6 +107,11 @@ class RankState:
             target=write_all, args=(folder, self.rank, files), name="checkpoint", daemon=True
         )
         self._writer.start()
+
+    def written(self) -> None:
+        """Return when the last save has ended, however it did: its marks say that."""
+        if self._writer is not None:
+            self._writer.join()
 
     def load(self, folder: Path) -> dict[str, Any]:
         """Take a saved state over; returns its ``progress``.
@@ -138,6 +142,12 @@ class RankState:
             shutil.rmtree(aside, ignore_errors=True)
             _convert(folder / name, aside / name, stage, names)
         dist.barrier()
+        if not aside.exists():
+            raise RunError(
+                f"checkpoint {folder} was written by another layout, which rank 0 converts in a "
+                "folder that this rank does not see: share the run directory, or resume with the "
+                "learner.ranks and learner.zero_stage it was written with"
+            )
         _load_parts(part, aside, name, self.layout.zero_stage)
         dist.barrier()
         if self.rank == 0:

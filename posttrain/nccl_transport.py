@@ -13,6 +13,7 @@ import socket
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import torch
@@ -21,6 +22,7 @@ from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactor
 from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
 
 from posttrain.errors import RunError
+from posttrain.server import bearer
 
 Tensors = Callable[[], Iterator[tuple[str, torch.Tensor]]]
 
@@ -30,7 +32,7 @@ class NcclSender:
 
     ``metadata`` names all tensors in Hugging Face names; ``tensors`` yields them whole and in that
     order, gathering shards as it goes (under ZeRO-3 that is a collective, hence every rank). Rank 0
-    alone talks to the servers. ``address`` is one at which the servers reach rank 0.
+    alone talks to the servers; they meet it under the address that it asks them from.
     """
 
     def __init__(
@@ -40,13 +42,12 @@ class NcclSender:
         *,
         rank: int,
         urls: Sequence[str],
-        address: str = "127.0.0.1",
         timeout_s: float = 120.0,
     ) -> None:
         self._fleet = _Fleet(urls, timeout_s)
         workers = self._fleet.count_workers() if rank == 0 else 0
         info = NCCLTrainerInitInfo(
-            master_address=address,
+            master_address=_address_towards(urls[0]),
             master_port=_free_port(),
             world_size=1 + workers,
             rank=rank,
@@ -87,7 +88,7 @@ class _Fleet:
     def __init__(self, urls: Sequence[str], timeout_s: float) -> None:
         self.version = 0
         self._urls = tuple(urls)
-        self._http = httpx.Client(timeout=timeout_s, trust_env=False)
+        self._http = httpx.Client(timeout=timeout_s, trust_env=False, headers=bearer())
         self._threads = ThreadPoolExecutor(max_workers=max(1, len(self._urls)))
         self._workers: list[int] = []
 
@@ -131,6 +132,15 @@ class _Fleet:
                 f"{response.text[:500]}"
             )
         return response
+
+
+def _address_towards(url: str) -> str:
+    """Ours on the network that leads to a server; a datagram socket's connect sends nothing."""
+    there = urlsplit(url)
+    (family, *_, address), *_ = socket.getaddrinfo(there.hostname, there.port or 80)
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        probe.connect(address)
+        return str(probe.getsockname()[0])
 
 
 def _free_port() -> int:

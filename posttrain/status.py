@@ -93,6 +93,8 @@ def _processes(told: Mapping[str, Any]) -> list[dict[str, Any]]:
                 {"name": name.removesuffix(" (guard)"), "pid": c, "state": process_state(c, 0)}
                 for c in children
             ]
+    for name, host in told.get("elsewhere", {}).items():
+        found.append({"name": name, "pid": None, "state": f"on {host}"})
     return found
 
 

@@ -1,7 +1,8 @@
 """status.json: what the orchestrator is doing, for whoever asks from another terminal.
 
     {"state": "running", "pid": ..., "host": ..., "written": Unix seconds,
-     "waits": [...], "processes": {"server 0": {"pid": ..., "birth": ...}}}
+     "waits": [...], "processes": {"server 0": {"pid": ..., "birth": ...}},
+     "elsewhere": {"learner rank 1": host}}
 
 Decides when it is written: by a thread of its own, so that a hang of the event loop shows, at most
 twice a second and only when something changed, and every few seconds as a sign of life. Replaced
@@ -60,6 +61,7 @@ class StatusFile:
         now = time.time()
         try:
             found = {"waits": waits.snapshot(), "processes": _processes(), **self._end}
+            found["elsewhere"] = waits.parts_elsewhere()
             if found == self._last and now - self._written < SIGN_OF_LIFE_S:
                 return
             self._last, self._written = found, now

@@ -58,7 +58,7 @@ _STATES = {
 def _processes(status: Mapping[str, Any]) -> list[str]:
     """All of a live run; of one that is over only what it left behind."""
     shown = [
-        f"{one['name']} {one['pid']} {one['state']}"
+        " ".join(str(word) for word in (one["name"], one["pid"], one["state"]) if word)
         for one in status["processes"]
         if status["state"] in _LIVE or one["state"] != "gone"
     ]

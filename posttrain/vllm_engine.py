@@ -15,6 +15,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from posttrain.attached import AttachedServer
 from posttrain.client import ModelLimits, RequestTimedOut, ServerFailed
 from posttrain.config import GrpoConfig
 from posttrain.errors import RunError, UsageError
@@ -22,7 +23,6 @@ from posttrain.replica import Quarantined, Replica, Server, State
 from posttrain.routing import OldestFirst, least_loaded
 from posttrain.server import (
     WORKER_EXTENSION,
-    AttachedServer,
     ServerSpec,
     VllmServer,
     check_installed,

@@ -26,6 +26,7 @@ _MOST_OWNERS = 4  # named of one kind
 _live: dict[int, waiting] = {}  # by a number that grows: the oldest first
 _numbers = itertools.count()
 _processes: dict[str, int] = {}
+_elsewhere: dict[str, str] = {}
 
 
 class waiting:
@@ -59,14 +60,25 @@ def started(name: str, pid: int) -> None:
     _processes[name] = pid
 
 
+def elsewhere(name: str, host: str) -> None:
+    """A part of this run on another machine, or one that this run only uses."""
+    _elsewhere[name] = host
+
+
 def ended(name: str) -> None:
     """It was ended on purpose."""
     _processes.pop(name, None)
+    _elsewhere.pop(name, None)
 
 
 def processes() -> dict[str, int]:
     """Name -> pid."""
     return dict(_processes)
+
+
+def parts_elsewhere() -> dict[str, str]:
+    """Name -> host."""
+    return dict(_elsewhere)
 
 
 def snapshot() -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 The ordering rule, for every transport:
 
+    deliver    the snapshot is where the server can read it (``delivery``)
     pause      no token is written while weights change; requests in flight wait
     start      the server sets its packed weights aside
     transfer   the snapshot's tensors arrive
@@ -32,6 +33,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from posttrain.client import ServerFailed, VllmClient
+from posttrain.delivery import deliver
 from posttrain.errors import RunError
 from posttrain.types import Snapshot
 from posttrain.waits import waiting
@@ -81,10 +83,11 @@ async def verify(client: VllmClient, snapshot: Snapshot, rule: SyncRule, *, salt
 
 
 async def _transfer(client: VllmClient, snapshot: Snapshot, timeout_s: float) -> None:
+    path = await _deliver(client, snapshot, timeout_s)
     steps: tuple[tuple[str, str, dict[str, object] | None], ...] = (
         ("pause", "/pause?mode=keep", None),
         ("start", "/start_weight_update", None),
-        ("transfer", "/update_weights", {"update_info": {"path": str(snapshot.path)}}),
+        ("transfer", "/update_weights", {"update_info": {"path": path}}),
         ("finish", "/finish_weight_update", {"weight_version": str(snapshot.version)}),
     )
     for phase, path, body in steps:
@@ -92,7 +95,7 @@ async def _transfer(client: VllmClient, snapshot: Snapshot, timeout_s: float) ->
 
 
 async def _load_adapter(client: VllmClient, snapshot: Snapshot, timeout_s: float) -> None:
-    path = str(snapshot.path)
+    path = await _deliver(client, snapshot, timeout_s)
     await _phase(client, "pause", "/pause?mode=keep", None, snapshot, timeout_s)
     if client.adapter:
         body: dict[str, object] = {"method": "replace_adapter", "args": [path]}
@@ -105,6 +108,13 @@ async def _load_adapter(client: VllmClient, snapshot: Snapshot, timeout_s: float
         client.adapter = name
     version: dict[str, object] = {"new_version": str(snapshot.version)}
     await _phase(client, "version", "/update_weight_version", version, snapshot, timeout_s)
+
+
+async def _deliver(client: VllmClient, snapshot: Snapshot, timeout_s: float) -> str:
+    assert snapshot.path is not None  # over a collective there is nothing to deliver
+    name = f"weight sync {snapshot.version}, deliver"
+    with waiting(name, deadline_s=timeout_s, owner=client.url):
+        return await deliver(client, snapshot.path, timeout_s)
 
 
 async def _phase(

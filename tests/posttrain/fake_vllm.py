@@ -13,9 +13,12 @@ from posttrain.errors import RunError
 class FakeVllm:
     """Stands in for ``server.VllmServer``: same methods, an HTTP server inside this process."""
 
-    restartable = True
-
-    def __init__(self, *, gaps=(0.0,), broken_phase="", fail_starts=0, token_s=0.0):
+    def __init__(
+        self, *, gaps=(0.0,), broken_phase="", fail_starts=0, token_s=0.0, elsewhere=False
+    ):
+        self.elsewhere = elsewhere
+        self._address = ("127.0.0.1", 0)
+        self.ended = 0  # times that it was told that its weights can't be trusted
         self.url = ""
         self.starts = 0
         self.seen = []  # paths asked for, in order
@@ -35,10 +38,12 @@ class FakeVllm:
 
     async def start(self):
         self.starts += 1
+        if self.elsewhere and self._http is not None:
+            return
         if 1 < self.starts <= 1 + self._fail_starts:
             raise RunError("the fake server did not come up")
-        self._http = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        self.url = f"http://127.0.0.1:{self._http.sockets[0].getsockname()[1]}"
+        self._http = await asyncio.start_server(self._serve, *self._address)
+        self.url = "http://{}:{}".format(*self._http.sockets[0].getsockname())
         self.healthy = True
 
     def alive(self):
@@ -48,6 +53,9 @@ class FakeVllm:
         return "the last line of its log"
 
     async def stop(self, *, at_once=False):
+        self.ended += at_once
+        if self.elsewhere and at_once:
+            return
         if self._http is not None:
             self._http.close()
             for writer in self._writers:
@@ -60,7 +68,11 @@ class FakeVllm:
             while True:
                 head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
                 path = head.split()[1]
-                length = int(head.split("content-length: ")[1].split()[0]) if "post" in head else 0
+                length = (
+                    int(head.split("content-length: ")[1].split()[0])
+                    if head.startswith("post ")
+                    else 0
+                )
                 body = json.loads(await reader.readexactly(length) or "{}")
                 status, answer = await self._answer(path, body)
                 data = json.dumps(answer).encode()
@@ -76,6 +88,10 @@ class FakeVllm:
         self.seen.append(path)
         if path == "/health":
             return (200 if self.healthy else 503), {}
+        if path.startswith("/posttrain/sees"):
+            return 200, {"sees": True}
+        if path == "/posttrain/about":
+            return 200, {"host": "far", "pid": 1, "whole": True}
         if path != "/inference/v1/generate":
             if self._broken_phase and self._broken_phase in path:
                 return 500, {"error": {"message": "planted fault"}}

@@ -745,6 +745,55 @@ def test_a_rank_started_by_hand_can_join(
     assert not asyncio.run(main()).skipped
 
 
+OUT_OF_SIGHT = """
+from posttrain import learner_rank
+
+place = learner_rank._Service._place
+learner_rank._Service._place = lambda self, mark, **rest: place(self, mark + "-not", **rest)
+learner_rank.main()
+"""
+
+
+def test_a_rank_that_does_not_see_the_run_sends_what_it_writes(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights, checkpoint and model are what a rank of this machine writes, bit for bit."""
+    run, far = tmp_path / "run", tmp_path / "far"
+    far.mkdir()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    monkeypatch.setenv("POSTTRAIN_LEARNER_LISTEN", address)
+    monkeypatch.setenv("POSTTRAIN_LEARNER_TOKEN", "between us")
+
+    async def life(learner, folder: Path) -> Path:
+        await learner.train(make_batch(0))
+        await learner.save(folder / "saved")
+        await learner.saved(folder / "saved")
+        await learner.train(make_batch(1))
+        await learner.load(folder / "saved")
+        await learner.train(make_batch(1))
+        await learner.export(folder / "model")
+        snapshot = await learner.publish(2, folder / "weights")
+        assert snapshot.path == folder / "weights" / "weights-2.safetensors"
+        return snapshot.path
+
+    by_hand = subprocess.Popen(
+        [sys.executable, "-c", OUT_OF_SIGHT, "--connect", address, "--model", str(checkpoint)],
+        env=os.environ | {"TMPDIR": str(far)},
+    )
+    try:
+        there = use(process(checkpoint), run, lambda learner: life(learner, run))
+        assert by_hand.wait(10) == 0
+    finally:
+        by_hand.kill()
+    here = use(settings(checkpoint), tmp_path, lambda learner: life(learner, tmp_path / "here"))
+    assert there.read_bytes() == here.read_bytes()
+    exported = load_file(run / "model" / "model.safetensors")
+    assert identical(exported, load_file(tmp_path / "here" / "model" / "model.safetensors"))
+    assert list(far.iterdir()) == []
+
+
 def command_line(pid: int) -> bytes:
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes()

@@ -9,6 +9,7 @@ import pytest
 
 from posttrain import vllm_engine
 from posttrain.errors import RunError
+from posttrain.replica import State
 from posttrain.types import Snapshot
 from posttrain.vllm_engine import VllmEngine
 from tests.posttrain.fake_vllm import FakeVllm
@@ -155,16 +156,39 @@ def test_a_request_slower_than_its_deadline_on_a_healthy_server_is_blamed_on_the
     assert fake.starts == 1
 
 
-def test_an_attached_server_that_dies_is_not_restarted(play, ask):
-    fake = FakeVllm()
-    fake.restartable = False
+def test_a_server_elsewhere_that_was_out_of_reach_is_refitted_as_it_is(play, ask, monkeypatch):
+    """What it was asked is asked of the other one at once, not at the request's deadline."""
+    monkeypatch.setattr(vllm_engine, "_MONITOR_EVERY_S", 0.05)
+    first, second = FakeVllm(elsewhere=True), FakeVllm()
 
     async def story(engine):
-        await fake.stop()
-        await engine.generate(ask("x"))
+        await engine.sync(snapshot(1))
+        first.release.clear()
+        running = [asyncio.create_task(engine.generate(ask(i))) for i in range(8)]
+        await asyncio.sleep(0.1)
+        first.seen.clear()
+        first.healthy = False
+        completions = await asyncio.gather(*running)
+        first.release.set()
+        first.healthy = True
+        while engine._replicas[0].state is not State.READY:
+            await asyncio.sleep(0.01)
+        return completions, first.seen.copy(), first.ended
 
-    with pytest.raises(RunError, match="attached to, not started here"):
-        play(story, fake)
+    completions, seen, ended = play(story, first, second)
+    assert [c.weight_versions.tolist() for c in completions] == [[1]] * 8
+    assert "/update_weights" in seen
+    assert ended == 0
+
+
+def test_a_server_elsewhere_whose_weights_are_wrong_is_ended(play):
+    first = FakeVllm(elsewhere=True, gaps=[0.7, 0.0])
+
+    async def story(engine):
+        await engine.sync(snapshot(1))
+        return first.ended
+
+    assert play(story, first) == 1
 
 
 def test_weights_from_a_collective_cannot_be_given_to_a_restarted_server(play, ask):

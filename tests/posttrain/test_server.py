@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from posttrain import server as server_module
+from posttrain.attached import AttachedServer
 from posttrain.errors import RunError, UsageError
-from posttrain.server import AttachedServer, ServerSpec, VllmServer, environment
+from posttrain.server import ServerSpec, VllmServer, environment
 from posttrain.vllm_engine import VllmEngine, threads_per_server
 
 
@@ -149,7 +150,7 @@ def test_an_attached_server_without_the_routes_for_weights_is_bad_input(loop):
         finally:
             http.close()
 
-    with pytest.raises(UsageError, match="VLLM_SERVER_DEV_MODE=1"):
+    with pytest.raises(UsageError, match="no routes for replacing .*posttrain rollout-server"):
         loop(attach_to_a_server_that_only_says_it_is_well())
 
 

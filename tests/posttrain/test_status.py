@@ -15,9 +15,10 @@ import pytest
 
 from posttrain import waits
 from posttrain.cli import main
-from posttrain.config import GrpoConfig
+from posttrain.config import GrpoConfig, make_config
 from posttrain.run_dir import RunDir
 from posttrain.status import read_status
+from posttrain.status_file import StatusFile
 from posttrain.status_text import render
 from posttrain.types import Group
 from posttrain.waits import waiting
@@ -230,6 +231,23 @@ def test_stopped_and_failed_runs_say_so(checkpoint, tmp_path):
     status = read_status(failing)
     assert status["state"] == "failed"
     assert "12 of 12 samples could not be judged" in status["why"]
+
+
+def test_parts_on_other_machines_are_told_with_their_host(tmp_path):
+    config = make_config({"model": "m", "env": "e"})
+    with RunDir.create(tmp_path / "run", config) as run, StatusFile(run.path):
+        waits.elsewhere("learner rank 1", "node7")
+        try:
+            with waiting("learner, train", deadline_s=60.0, owner="learner rank 1 on node7"):
+                time.sleep(1.2)  # as long as the file takes to be written
+                status = read_status(run.path)
+        finally:
+            waits.ended("learner rank 1")
+    named = {one["name"]: (one["pid"], one["state"]) for one in status["processes"]}
+    assert named["learner rank 1"] == (None, "on node7")
+    processes = next(line for line in render(status).splitlines() if "processes:" in line)
+    assert "; learner rank 1 on node7" in processes
+    assert waits.parts_elsewhere() == {}
 
 
 def test_no_run_is_bad_input(tmp_path, capsys):
