@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# What the sandboxes need from a Debian machine: bubblewrap; Docker's engine; debootstrap, which
-# makes the image where no registry can be reached. Installs what is missing, by trying it; does
-# nothing when all is there. Starts nothing: the tests start an engine of their own, and a machine's
-# own engine is its administrator's (`systemctl enable --now docker`).
+# What the tests of sandboxes and of several hosts need from a Debian machine: bubblewrap; Docker's
+# engine; debootstrap, which makes the image where no registry can be reached; iproute2, which makes
+# hosts of network namespaces. Installs what is missing, by trying it; does nothing when all is
+# there. Starts nothing: the tests start an engine of their own, and a machine's own engine is its
+# administrator's (`systemctl enable --now docker`).
 #
 #   scripts/sandbox_host.sh           install what is missing
 #   scripts/sandbox_host.sh --check   only say what is missing; exit status 1 when something is
@@ -17,7 +18,7 @@ fail() {
 }
 
 # Command and the Debian package that brings it.
-NEEDED=(bwrap:bubblewrap dockerd:docker.io debootstrap:debootstrap)
+NEEDED=(bwrap:bubblewrap dockerd:docker.io debootstrap:debootstrap ip:iproute2)
 
 missing_packages() {
     local pair
@@ -33,7 +34,8 @@ say_what_is_off() {
         say "bubblewrap can't make namespaces here: user namespaces are off, or this is a container"
     fi
     if [ "$(id -u)" -ne 0 ]; then
-        say "not root: the tests can't start a Docker engine and skip, saying so;" \
+        say "not root: the tests can't start a Docker engine, nor make hosts of network namespaces," \
+            "and skip, saying so;" \
             "DOCKER_HOST names an engine that you may use, 'auto' takes bubblewrap without one"
     fi
     grep -qw overlay /proc/filesystems || modprobe overlay 2>/dev/null ||

@@ -77,7 +77,24 @@ def check_pip(arguments: list[str]) -> None:
         assert "/" not in word or (ROOT / word).is_file(), word
 
 
+def check_launcher(arguments: list[str]) -> None:
+    """torchrun's ``-m`` and DeepSpeed's ``--module``; the flags before them are the launcher's."""
+    at = next(i for i, word in enumerate(arguments) if word in ("-m", "--module"))
+    module, *rest = arguments[at + 1 :]
+    source = importlib.util.find_spec(module).origin  # type: ignore[union-attr]
+    for option in (word for word in rest if word.startswith("--")):
+        assert f'"{option}"' in Path(source).read_text(), f"{module} has no option {option}"
+
+
+def check_files(arguments: list[str]) -> None:
+    for word in arguments:
+        assert word.startswith("-") or (ROOT / word).is_file(), word
+
+
 CHECKS = {
+    "torchrun": check_launcher,
+    "deepspeed": check_launcher,
+    "sbatch": check_files,
     "make": check_make,
     "posttrain": check_posttrain,
     "data_gen": check_data_gen,
@@ -90,6 +107,10 @@ CHECKS = {
     ("document", "words"), commands(), ids=[f"{d}: {' '.join(w)}" for d, w in commands()]
 )
 def test_a_command_can_be_typed(document: str, words: list[str]) -> None:
+    while words and re.match(r"[A-Z_]+=", words[0]):  # variables for this command
+        words = words[1:]
+    if words[0] == "export":
+        return
     program, *arguments = words
     assert program in CHECKS, f"{document}: no check for {program}"
     CHECKS[program](arguments)
@@ -163,5 +184,5 @@ assert report.ok
 def test_no_document_names_a_package_host() -> None:
     for document in [*DOCUMENTS, "Makefile", "pyproject.toml", "scripts/setup.sh", "CHANGELOG.md"]:
         text = (ROOT / document).read_text()
-        own = r"(?!127\.0\.0\.1|\.\.\.)"  # a server of the reader's own
+        own = r"(?!127\.0\.0\.1|10\.0\.0\.|\.\.\.)"  # a server of the reader's own
         assert not re.search(rf"https?://{own}|index-url|find-links", text), document
