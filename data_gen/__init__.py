@@ -9,6 +9,7 @@ config.toml``); the same call again goes on after an interruption. Read in this 
 
 from data_gen.errors import GenerationError, Unanswered, UsageError
 from data_gen.filters import register as register_filter
+from data_gen.instructions import self_instruct
 from data_gen.keep import rule
 from data_gen.records import Provenance, Record
 from data_gen.rejection import rejection_sample
@@ -26,4 +27,5 @@ __all__ = [
     "register_filter",
     "rejection_sample",
     "rule",
+    "self_instruct",
 ]

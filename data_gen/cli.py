@@ -21,6 +21,7 @@ from data_gen.errors import GenerationError, UsageError, did_you_mean
 # command -> module, function, what it makes
 GENERATORS = {
     "rejection": ("data_gen.rejection", "rejection_sample", "SFT data: K samples, the good kept"),
+    "self-instruct": ("data_gen.instructions", "self_instruct", "SFT data: tasks from seed tasks"),
 }
 
 

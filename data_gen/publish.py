@@ -6,8 +6,8 @@
     summary.json                        counts
 
 All of it is made anew from ``work/`` each time, in a folder beside, and renamed. Rows pass one by
-one, twice: the schema of all shards is known before the first is written, because a column that is
-empty in one shard and not in the next would otherwise have two types.
+one, more than once: the schema of all shards is known before the first is written, because a column
+that is empty in one shard and not in the next would otherwise have two types.
 """
 
 from __future__ import annotations
@@ -40,8 +40,10 @@ def publish(
     """Write everything; returns the kept rows."""
     counts: Counter[str] = Counter()
     examples: list[dict[str, Any]] = []
+    reasons: list[str] = []  # of every row; a filter sees each row once
     for row in _judged(store, outcome.keys, filters):
         counts[row["dropped"]] += 1
+        reasons.append(row["dropped"])
         if not row["dropped"] and len(examples) < 3:
             examples.append(row)
     summary = {
@@ -55,8 +57,8 @@ def publish(
     }
 
     def rows(dropped: bool) -> Iterator[dict[str, Any]]:
-        every = _judged(store, outcome.keys, filters)
-        return (row for row in every if bool(row["dropped"]) is dropped)
+        every = zip(store.rows(outcome.keys), reasons, strict=True)
+        return (row | {"dropped": why} for row, why in every if bool(why) is dropped)
 
     kept = _replace(store.folder / "data", lambda: rows(dropped=False), "train")
     _replace(store.folder / "dropped", lambda: rows(dropped=True), "dropped")

@@ -6,7 +6,7 @@ own settings.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,7 +51,8 @@ class Plan:
     """A generator, ready to run."""
 
     job: Mapping[str, Any]  # what was asked for, as it is told in job.json; "generator" is its name
-    items: Iterable[Item]
+    # Item, and BARRIER where later ones depend on what became of those before, which the store has
+    items: Iterable[Item] | Callable[[Store], Iterable[Any]]
     make: Make
     total: int | None = None  # items, where that is known
 
@@ -71,6 +72,7 @@ async def _generate(plan: Plan, chosen: list[Server], store: Store, common: Comm
     if common.check:
         await servers.check()
     progress = Progress(plan.total, name=str(plan.job["generator"]), quiet=common.quiet)
+    items = plan.items(store) if callable(plan.items) else plan.items
     return await generate(
-        plan.items, plan.make, servers, store, in_flight=common.in_flight, progress=progress
+        items, plan.make, servers, store, in_flight=common.in_flight, progress=progress
     )
