@@ -7,13 +7,18 @@ config.toml``); the same call again goes on after an interruption. Read in this 
 (what is made), ``pipeline`` (how), ``store`` (what is on disk), then a generator.
 """
 
+from data_gen.documents import back_translate, questions
 from data_gen.errors import GenerationError, Unanswered, UsageError
+from data_gen.evolving import evolve
 from data_gen.filters import register as register_filter
 from data_gen.instructions import self_instruct
 from data_gen.keep import rule
+from data_gen.magpie import magpie
+from data_gen.personas import personas
 from data_gen.records import Provenance, Record
 from data_gen.rejection import rejection_sample
 from data_gen.servers import Reply, Server, Servers
+from data_gen.templated import templated
 
 __all__ = [
     "GenerationError",
@@ -24,8 +29,14 @@ __all__ = [
     "Servers",
     "Unanswered",
     "UsageError",
+    "back_translate",
+    "evolve",
+    "magpie",
+    "personas",
+    "questions",
     "register_filter",
     "rejection_sample",
     "rule",
     "self_instruct",
+    "templated",
 ]

@@ -167,7 +167,7 @@ async def generate(
     run.progress.servers = servers
     try:
         with run.progress:
-            await run.all(items, in_flight or servers.concurrency)
+            await run.all(items, in_flight or servers.concurrency or 1)
     except BaseExceptionGroup as several:
         raise _first(several) from several
     finally:

@@ -58,8 +58,11 @@ class Plan:
 
 
 def run(plan: Plan, servers: Any, out: str | Path, common: Common) -> Dataset:
-    """Run a generator to the end and publish what it made. See ``rejection_sample``."""
-    chosen = read_servers(servers)
+    """Run a generator to the end and publish what it made. See ``rejection_sample``.
+
+    ``servers`` is None for one that asks nobody.
+    """
+    chosen = [] if servers is None else read_servers(servers)
     read_filters(common.filters)  # a misspelt one is told now
     job = dict(plan.job) | {"models": list(dict.fromkeys(server.model for server in chosen))}
     with Store(out, job) as store:

@@ -66,18 +66,19 @@ def source_rows(source: Any, *columns: str) -> list[dict[str, Any]]:
     """Rows from a file that ``envs.files`` reads, a data set, mappings, or plain texts.
 
     A plain text is a row with that text in the first of ``columns``. Raises UsageError for no row,
-    or one that lacks a column.
+    or one that has none of ``columns``.
     """
     from envs.files import read
 
     given: Iterable[Any] = read(str(source)) if isinstance(source, str | Path) else source
-    rows = [{columns[0]: one} if isinstance(one, str) else dict(one) for one in given]
+    text = columns[0] if columns else "text"
+    rows = [{text: one} if isinstance(one, str) else dict(one) for one in given]
     if not rows:
         raise UsageError("the source has no row")
     for number, row in enumerate(rows, start=1):
-        lacking = [name for name in columns if not row.get(name)]
-        if lacking:
-            raise UsageError(f"row {number} of the source has no {lacking[0]!r}: {sorted(row)}")
+        if columns and not any(row.get(name) for name in columns):
+            needed = " or ".join(map(repr, columns))
+            raise UsageError(f"row {number} of the source has no {needed}: {sorted(row)}")
     return rows
 
 
