@@ -7,6 +7,7 @@ config.toml``); the same call again goes on after an interruption. Read in this 
 (what is made), ``pipeline`` (how), ``store`` (what is on disk), then a generator.
 """
 
+from data_gen.constitutional import constitutional
 from data_gen.documents import back_translate, questions
 from data_gen.errors import GenerationError, Unanswered, UsageError
 from data_gen.evolving import evolve
@@ -15,10 +16,12 @@ from data_gen.instructions import self_instruct
 from data_gen.keep import rule
 from data_gen.magpie import magpie
 from data_gen.personas import personas
+from data_gen.preferences import preferences
 from data_gen.records import Provenance, Record
 from data_gen.rejection import rejection_sample
 from data_gen.servers import Reply, Server, Servers
 from data_gen.templated import templated
+from data_gen.votes import votes
 
 __all__ = [
     "GenerationError",
@@ -30,13 +33,16 @@ __all__ = [
     "Unanswered",
     "UsageError",
     "back_translate",
+    "constitutional",
     "evolve",
     "magpie",
     "personas",
+    "preferences",
     "questions",
     "register_filter",
     "rejection_sample",
     "rule",
     "self_instruct",
     "templated",
+    "votes",
 ]

@@ -22,6 +22,9 @@ from data_gen.errors import GenerationError, UsageError, did_you_mean
 GENERATORS = {
     "rejection": ("data_gen.rejection", "rejection_sample", "SFT data: K samples, the good kept"),
     "self-instruct": ("data_gen.instructions", "self_instruct", "SFT data: tasks from seed tasks"),
+    "preferences": ("data_gen.preferences", "preferences", "pairs: better and worse answers"),
+    "constitutional": ("data_gen.constitutional", "constitutional", "pairs: revised over first"),
+    "votes": ("data_gen.votes", "votes", "pairs: from people's votes"),
     "evolve": ("data_gen.evolving", "evolve", "SFT data: instructions made harder and rarer"),
     "magpie": ("data_gen.magpie", "magpie", "SFT data: questions drawn from an empty user turn"),
     "questions": ("data_gen.documents", "questions", "SFT data: questions on documents"),
