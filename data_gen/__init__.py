@@ -7,6 +7,7 @@ config.toml``); the same call again goes on after an interruption. Read in this 
 (what is made), ``pipeline`` (how), ``store`` (what is on disk), then a generator.
 """
 
+from data_gen import content_filters as _content_filters  # noqa: F401  registers them
 from data_gen.constitutional import constitutional
 from data_gen.documents import back_translate, questions
 from data_gen.errors import GenerationError, Unanswered, UsageError
@@ -19,6 +20,7 @@ from data_gen.personas import personas
 from data_gen.preferences import preferences
 from data_gen.records import Provenance, Record
 from data_gen.rejection import rejection_sample
+from data_gen.rephrase import rephrase
 from data_gen.servers import Reply, Server, Servers
 from data_gen.templated import templated
 from data_gen.votes import votes
@@ -41,6 +43,7 @@ __all__ = [
     "questions",
     "register_filter",
     "rejection_sample",
+    "rephrase",
     "rule",
     "self_instruct",
     "templated",
