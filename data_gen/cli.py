@@ -25,6 +25,7 @@ GENERATORS = {
     "preferences": ("data_gen.preferences", "preferences", "pairs: better and worse answers"),
     "constitutional": ("data_gen.constitutional", "constitutional", "pairs: revised over first"),
     "votes": ("data_gen.votes", "votes", "pairs: from people's votes"),
+    "boundary": ("data_gen.boundary", "knowledge_boundary", "SFT data: refuse what is not known"),
     "rephrase": ("data_gen.rephrase", "rephrase", "text: documents said anew for pretraining"),
     "evolve": ("data_gen.evolving", "evolve", "SFT data: instructions made harder and rarer"),
     "magpie": ("data_gen.magpie", "magpie", "SFT data: questions drawn from an empty user turn"),

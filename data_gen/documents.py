@@ -35,7 +35,7 @@ from data_gen.writing import (
 if TYPE_CHECKING:
     from datasets import Dataset
 
-_QUESTIONS = """Write {n} questions that the document answers, for a reader who does not have it:
+QUESTIONS = """Write {n} questions that the document answers, for a reader who does not have it:
 each names what it is about and never says "the document". For each, write three lines:
 Question: the question
 Answer: a full answer, from the document alone
@@ -132,8 +132,8 @@ class _Questions:
     async def __call__(self, item: Item, ask: Ask) -> list[Record]:
         text = str(item.value["text"])
         if len(text) > self.settings.max_chars:
-            return [_left_out("questions", item.value, text)]
-        asked = _QUESTIONS.format(n=self.settings.per_document, text=text)
+            return [left_out("questions", item.value, text)]
+        asked = QUESTIONS.format(n=self.settings.per_document, text=text)
         request = self.settings.request(self.seed, item.key)
         reply = await ask(user(asked), **request)
         made_by = provenance("questions", source_of(item.value, text), reply, request)
@@ -146,7 +146,7 @@ class _Questions:
                 {"messages": [*user(one["question"]), _assistant(one["answer"])]},
                 replace(made_by, sample=i),
                 extra={"quote": one["quote"]},
-                dropped=_ungrounded(one, text),
+                dropped=ungrounded(one, text),
             )
             for i, one in enumerate(found[: self.settings.per_document])
         ]
@@ -162,7 +162,7 @@ class _BackTranslate:
     async def __call__(self, item: Item, ask: Ask) -> list[Record]:
         text = str(item.value["text"])
         if len(text) > self.settings.max_chars:
-            return [_left_out("back_translate", item.value, text)]
+            return [left_out("back_translate", item.value, text)]
         request = self.settings.request(self.seed, item.key)
         reply = await ask(user(_INSTRUCTION.format(text=text)), **request)
         instruction, problem, grade = said(reply), flaw(reply), None
@@ -192,7 +192,7 @@ def read_grade(text: str) -> int | None:
     return int(scores[-1]) if scores else None
 
 
-def _ungrounded(one: Mapping[str, str], text: str) -> str:
+def ungrounded(one: Mapping[str, str], text: str) -> str:
     """Why a question is not answered by the document, or ""."""
     quote = " ".join(one["quote"].strip("\"'\u201c\u201d ").split())
     if len(quote) < 10 or quote.lower() not in " ".join(text.split()).lower():
@@ -200,7 +200,8 @@ def _ungrounded(one: Mapping[str, str], text: str) -> str:
     return "question leans on the document" if _LEANS.search(one["question"]) else ""
 
 
-def _left_out(name: str, row: Mapping[str, Any], text: str) -> Record:
+def left_out(name: str, row: Mapping[str, Any], text: str) -> Record:
+    """What a document that is too long becomes."""
     made_by = Provenance(name, source=source_of(row, text))
     return Record({"messages": user(text[:200])}, made_by, dropped="document too long")
 
