@@ -8,6 +8,7 @@ config.toml``); the same call again goes on after an interruption. Read in this 
 """
 
 from data_gen import content_filters as _content_filters  # noqa: F401  registers them
+from data_gen.agentic import agentic
 from data_gen.boundary import knowledge_boundary
 from data_gen.constitutional import constitutional
 from data_gen.documents import back_translate, questions
@@ -35,6 +36,7 @@ __all__ = [
     "Servers",
     "Unanswered",
     "UsageError",
+    "agentic",
     "back_translate",
     "constitutional",
     "evolve",
