@@ -4,7 +4,8 @@
 
 Each generator is a function that returns a ``datasets.Dataset`` and a command (``data_gen rejection
 config.toml``); the same call again goes on after an interruption. Read in this order: ``records``
-(what is made), ``pipeline`` (how), ``store`` (what is on disk), then a generator.
+(what is made), ``pipeline`` (how), ``store`` (what is on disk), ``writing`` (what generators that
+ask for text share), then a generator.
 """
 
 from data_gen import content_filters as _content_filters  # noqa: F401  registers them

@@ -153,7 +153,6 @@ def test_the_report_shows_rows_of_every_reason_and_runs_no_text_of_models(tmp_pa
     assert not re.search(r"(?:src|href)=.?http", html)
     diversity = json.loads((tmp_path / "out/summary.json").read_text())["diversity"]
     assert diversity["texts"] == len(data)
-    assert diversity["near_duplicates"] == 0.0 or len(data) > 1
     assert (
         f"| distinct_1 | {diversity['distinct_1']:,} |" in (tmp_path / "out/README.md").read_text()
     )
