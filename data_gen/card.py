@@ -40,6 +40,7 @@ def card(
         json.dumps(job, indent=1, ensure_ascii=False, default=str),
         "```",
         "",
+        *_table("diversity of the kept", _numbers(summary["diversity"])),
         *_table("requests", {**summary["requests"], "cost": round(summary["cost"], 4)}),
         *_use(examples),
         *_shown(examples),
@@ -52,6 +53,13 @@ def _table(title: str, counts: Mapping[str, Any]) -> list[str]:
         return []
     rows = [f"| {_cell(name)} | {value:,} |" for name, value in counts.items()]
     return [f"| {title} | |", "|---|---|", *rows, ""]
+
+
+def _numbers(diversity: Mapping[str, Any]) -> dict[str, Any]:
+    """Those that are known, and the prompts by pass rate."""
+    flat = {name: one for name, one in diversity.items() if isinstance(one, int | float)}
+    rates = {f"prompts with pass rate {name}": n for name, n in diversity["pass_rate"].items()}
+    return flat | rates
 
 
 def _cell(text: str) -> str:

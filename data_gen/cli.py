@@ -21,6 +21,19 @@ from data_gen.errors import GenerationError, UsageError, did_you_mean
 # command -> module, function, what it makes
 GENERATORS = {
     "rejection": ("data_gen.rejection", "rejection_sample", "SFT data: K samples, the good kept"),
+    "self-instruct": ("data_gen.instructions", "self_instruct", "SFT data: tasks from seed tasks"),
+    "preferences": ("data_gen.preferences", "preferences", "pairs: better and worse answers"),
+    "constitutional": ("data_gen.constitutional", "constitutional", "pairs: revised over first"),
+    "votes": ("data_gen.votes", "votes", "pairs: from people's votes"),
+    "boundary": ("data_gen.boundary", "knowledge_boundary", "SFT data: refuse what is not known"),
+    "agentic": ("data_gen.agentic", "agentic", "SFT data: trajectories with simulated tools"),
+    "rephrase": ("data_gen.rephrase", "rephrase", "text: documents said anew for pretraining"),
+    "evolve": ("data_gen.evolving", "evolve", "SFT data: instructions made harder and rarer"),
+    "magpie": ("data_gen.magpie", "magpie", "SFT data: questions drawn from an empty user turn"),
+    "questions": ("data_gen.documents", "questions", "SFT data: questions on documents"),
+    "back-translate": ("data_gen.documents", "back_translate", "SFT data: documents as answers"),
+    "personas": ("data_gen.personas", "personas", "SFT data: requests of the persons behind texts"),
+    "templated": ("data_gen.templated", "templated", "SFT data: rows in many wordings"),
 }
 
 

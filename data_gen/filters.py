@@ -62,8 +62,12 @@ def contamination(against: Mapping[str, Any]) -> Filter:
 
 def read_filters(given: Any) -> list[Filter]:
     """Fresh filters, in order. Raises UsageError for an unknown name or setting."""
-    several = [given] if isinstance(given, str | Mapping) or callable(given) else list(given)
-    return [_read(one) for one in several]
+    return [_read(one) for one in as_list(given)]
+
+
+def as_list(given: Any) -> list[Any]:
+    """One filter, or several, as settings have them."""
+    return [given] if isinstance(given, str | Mapping) or callable(given) else list(given)
 
 
 def first_reason(filters: Sequence[Filter], row: Row) -> str:

@@ -26,6 +26,7 @@ from data_gen.servers import Message, Reply, Servers
 from data_gen.store import Store
 
 MAX_FAILURES = 50  # in a row
+BARRIER = object()  # among the items: those after it are read when those before it have ended
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,12 +98,15 @@ class _Run:
     outcome: Outcome = field(default_factory=Outcome)
     failures_in_a_row: int = 0
 
-    async def all(self, items: Iterable[Item], in_flight: int) -> None:
+    async def all(self, items: Iterable[Any], in_flight: int) -> None:
         """Every item that is not finished, ``in_flight`` at once."""
         places = asyncio.Semaphore(in_flight)
         source, seen = iter(items), set()
         async with asyncio.TaskGroup() as group:
             while (item := await asyncio.to_thread(next, source, None)) is not None:
+                if item is BARRIER:
+                    await _all_free(places, in_flight)
+                    continue
                 if item.key in seen:
                     continue  # the same item twice is done once
                 seen.add(item.key)
@@ -144,7 +148,7 @@ class _Run:
 
 
 async def generate(
-    items: Iterable[Item],
+    items: Iterable[Any],
     make: Make,
     servers: Servers,
     store: Store,
@@ -152,7 +156,9 @@ async def generate(
     in_flight: int = 0,
     progress: Progress | None = None,
 ) -> Outcome:
-    """Run ``make`` over the items. Raises GenerationError when too many fail in a row.
+    """Run ``make`` over the items, among them ``BARRIER``.
+
+    Raises GenerationError when too many fail in a row.
 
     ``in_flight`` 0 works at as many items as the servers take requests.
     """
@@ -161,7 +167,7 @@ async def generate(
     run.progress.servers = servers
     try:
         with run.progress:
-            await run.all(items, in_flight or servers.concurrency)
+            await run.all(items, in_flight or servers.concurrency or 1)
     except BaseExceptionGroup as several:
         raise _first(several) from several
     finally:
@@ -169,6 +175,14 @@ async def generate(
     run.outcome.counts = servers.counts + Counter(cached_replies=ask.cached)
     run.outcome.cost = servers.cost
     return run.outcome
+
+
+async def _all_free(places: asyncio.Semaphore, n: int) -> None:
+    """Wait until nobody holds a place; each is given back whatever became of the item."""
+    for _ in range(n):
+        await places.acquire()
+    for _ in range(n):
+        places.release()
 
 
 def run_blocking(work: Callable[[], Awaitable[Any]]) -> Any:

@@ -3,11 +3,12 @@
     data/train-00000-of-00002.parquet   the kept rows, in the order of the input
     dropped/dropped-00000-of-00001.parquet   the rest, each with its reason in ``dropped``
     README.md                           the data card
+    report.html                         counts, and rows to look at
     summary.json                        counts
 
 All of it is made anew from ``work/`` each time, in a folder beside, and renamed. Rows pass one by
-one, twice: the schema of all shards is known before the first is written, because a column that is
-empty in one shard and not in the next would otherwise have two types.
+one, more than once: the schema of all shards is known before the first is written, because a column
+that is empty in one shard and not in the next would otherwise have two types.
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_gen.card import card
+from data_gen.diversity import Survey
 from data_gen.filters import first_reason, read_filters
 from data_gen.pipeline import Outcome
+from data_gen.report import Examples, report
 from data_gen.store import Store, write_json
 
 if TYPE_CHECKING:
@@ -39,30 +42,35 @@ def publish(
 ) -> Dataset:
     """Write everything; returns the kept rows."""
     counts: Counter[str] = Counter()
-    examples: list[dict[str, Any]] = []
+    examples, survey = Examples(), Survey()
+    reasons: list[str] = []  # of every row; a filter sees each row once
     for row in _judged(store, outcome.keys, filters):
         counts[row["dropped"]] += 1
-        if not row["dropped"] and len(examples) < 3:
-            examples.append(row)
+        reasons.append(row["dropped"])
+        examples.see(row)
+        survey.see(row)
     summary = {
         "items": len(outcome.keys),
         "items_failed": outcome.failed.total(),
         "failures": dict(outcome.failed.most_common(20)),
         "kept": counts.pop("", 0),
         "dropped": dict(counts.most_common()),
+        "diversity": survey.found(),
         "requests": dict(outcome.counts),
         "cost": outcome.cost,
     }
 
     def rows(dropped: bool) -> Iterator[dict[str, Any]]:
-        every = _judged(store, outcome.keys, filters)
-        return (row for row in every if bool(row["dropped"]) is dropped)
+        every = zip(store.rows(outcome.keys), reasons, strict=True)
+        return (row | {"dropped": why} for row, why in every if bool(why) is dropped)
 
     kept = _replace(store.folder / "data", lambda: rows(dropped=False), "train")
     _replace(store.folder / "dropped", lambda: rows(dropped=True), "dropped")
     write_json(store.folder / "summary.json", summary)
-    text = card(job, summary, examples)
+    text = card(job, summary, examples.kept[:3])
     (store.folder / "README.md").write_text(text, encoding="utf-8")
+    page = report(job, summary, examples)
+    (store.folder / "report.html").write_text(page, encoding="utf-8")
     return _load(kept, store.folder / "work" / "cache")
 
 

@@ -13,48 +13,26 @@ that was trained on the last round's data (``scripts/rejection_sampling.py``).
 
 from __future__ import annotations
 
-import asyncio
-import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import envs
 import rewards
-from data_gen.episodes import Played, Rules, play
+from data_gen.episodes import Played, Rules
 from data_gen.errors import UsageError
 from data_gen.keep import Candidate, Rule, apply_rules, read_rules
 from data_gen.pipeline import Ask, Item
-from data_gen.records import Provenance, Record, content_hash, derived_seed
+from data_gen.records import Record, content_hash
 from data_gen.running import Common, Plan, run
+from data_gen.sampling import Sampling, sample
 from envs import Environment, Task
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 GENERATOR = "rejection"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sampling:
-    """What is sampled for each task. Raises UsageError for what cannot work."""
-
-    samples: int = 8  # of each task, temperatures and models in turn
-    temperatures: Sequence[float] = (1.0,)
-    max_tokens: int = 1024  # of one reply
-    top_p: float | None = None
-    max_turns: int = 8
-    timeout_s: float = 60.0  # of one call to the environment or the reward
-
-    def __post_init__(self) -> None:
-        for name in ("samples", "max_tokens", "max_turns"):
-            if type(getattr(self, name)) is not int or getattr(self, name) < 1:
-                raise UsageError(f"{name} is a whole number from 1 on, got {getattr(self, name)!r}")
-        if not self.temperatures or any(t < 0 for t in self.temperatures):
-            raise UsageError(f"temperatures are numbers from 0 on, got {self.temperatures!r}")
-        if self.samples > 1 and set(self.temperatures) == {0.0}:
-            raise UsageError("several samples at temperature 0 are all the same")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,39 +46,19 @@ class _Rejection:
 
     async def __call__(self, item: Item, ask: Ask) -> list[Record]:
         task: Task = item.value
-        plans = list(self._plans(task, ask))
-        async with asyncio.TaskGroup() as group:
-            games = [group.create_task(play(self.rules, task, ask, plan)) for plan in plans]
-        played = [game.result() for game in games]
-        reasons = apply_rules(self.keep, [_candidate(one) for one in played])
-        records = []
-        for i, (one, plan, reason) in enumerate(zip(played, plans, reasons, strict=True)):
-            provenance = Provenance(
-                GENERATOR,
-                source=task.task_id,
-                model=plan["model"],
-                sample=i,
-                temperature=plan["temperature"],
-                seed=plan["seed"],
-                n_tokens=one.n_tokens,
-                end=one.end,
+        found = await sample(
+            self.rules, self.sampling, task, ask, seed=self.seed, generator=GENERATOR
+        )
+        reasons = apply_rules(self.keep, [_candidate(one.played) for one in found])
+        return [
+            Record(
+                {"messages": [dict(message) for message in one.played.messages]},
+                one.provenance,
+                one.played.judged,
+                dropped=reason,
             )
-            columns = {"messages": [dict(message) for message in one.messages]}
-            records.append(Record(columns, provenance, one.judged, dropped=reason))
-        return records
-
-    def _plans(self, task: Task, ask: Ask) -> Iterator[dict[str, Any]]:
-        """The request settings of each sample, a function of the task and the seed."""
-        pairs = itertools.product(self.sampling.temperatures, ask.servers.models)
-        turns = itertools.islice(itertools.cycle(pairs), self.sampling.samples)
-        for i, (temperature, model) in enumerate(turns):
-            yield {
-                "model": model,
-                "temperature": temperature,
-                "top_p": self.sampling.top_p,
-                "max_tokens": self.sampling.max_tokens,
-                "seed": derived_seed(self.seed, task.task_id, i),
-            }
+            for one, reason in zip(found, reasons, strict=True)
+        ]
 
 
 def rejection_sample(
@@ -142,13 +100,14 @@ def rejection_sample(
         "reward": None if chosen is None else rewards.name_of(chosen),
         "keep": keep if isinstance(keep, str) else [_told(one) for one in keep],
         "seed": common.seed,
-        "sampling": {name: getattr(sampling, name) for name in Sampling.__dataclass_fields__},
+        "sampling": sampling.told(),
     }
     tasks = (environment.tasks.train(i) for i in range(n_tasks))
-    return run(Plan(job, map(_item, tasks), generator, n_tasks), servers, out, common)
+    return run(Plan(job, map(task_item, tasks), generator, n_tasks), servers, out, common)
 
 
-def _item(task: Task) -> Item:
+def task_item(task: Task) -> Item:
+    """The item that a task is, named by what it asks."""
     about = [task.task_id, [dict(message) for message in task.messages], str(task.answer)]
     return Item(task, content_hash(about))
 

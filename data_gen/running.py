@@ -6,7 +6,7 @@ own settings.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,14 +51,18 @@ class Plan:
     """A generator, ready to run."""
 
     job: Mapping[str, Any]  # what was asked for, as it is told in job.json; "generator" is its name
-    items: Iterable[Item]
+    # Item, and BARRIER where later ones depend on what became of those before, which the store has
+    items: Iterable[Item] | Callable[[Store], Iterable[Any]]
     make: Make
     total: int | None = None  # items, where that is known
 
 
 def run(plan: Plan, servers: Any, out: str | Path, common: Common) -> Dataset:
-    """Run a generator to the end and publish what it made. See ``rejection_sample``."""
-    chosen = read_servers(servers)
+    """Run a generator to the end and publish what it made. See ``rejection_sample``.
+
+    ``servers`` is None for one that asks nobody.
+    """
+    chosen = [] if servers is None else read_servers(servers)
     read_filters(common.filters)  # a misspelt one is told now
     job = dict(plan.job) | {"models": list(dict.fromkeys(server.model for server in chosen))}
     with Store(out, job) as store:
@@ -71,6 +75,7 @@ async def _generate(plan: Plan, chosen: list[Server], store: Store, common: Comm
     if common.check:
         await servers.check()
     progress = Progress(plan.total, name=str(plan.job["generator"]), quiet=common.quiet)
+    items = plan.items(store) if callable(plan.items) else plan.items
     return await generate(
-        plan.items, plan.make, servers, store, in_flight=common.in_flight, progress=progress
+        items, plan.make, servers, store, in_flight=common.in_flight, progress=progress
     )

@@ -4,6 +4,7 @@
       job.json               what was asked for; the same call goes on, another is refused
       work/replies/*.jsonl   every reply, by a hash of its request
       work/items/*.jsonl     every finished item with its records, by a hash of the item
+      work/plans/*.jsonl     what was decided in mid run, by a hash of its name
       work/failures.jsonl    items that failed, why and when: tried again by the next call
       data/, dropped/        Parquet shards, written at the end (``data_gen.publish``)
       README.md, report.html, summary.json
@@ -18,13 +19,13 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 from data_gen.errors import UsageError
 from data_gen.journal import Journal
-from data_gen.records import Record
+from data_gen.records import Record, content_hash
 
 _JOB = "job.json"
 
@@ -54,17 +55,26 @@ class Store:
         write_json(self.folder / _JOB, self._job)
         self.replies = Journal(work / "replies")
         self.items = Journal(work / "items")
+        self.plans = Journal(work / "plans")
         return self
 
     def __exit__(self, *_: object) -> None:
         self.replies.close()
         self.items.close()
+        self.plans.close()
         if self._lock is not None:
             self._lock.close()
 
     def finish(self, key: str, records: Sequence[Record]) -> None:
         """An item is done."""
         self.items.put(key, [record.row() for record in records])
+
+    def once(self, name: str, decide: Callable[..., Any], *args: Any) -> Any:
+        """What was decided under ``name``, a JSON value; decided and written down if not yet."""
+        key = content_hash(name)
+        if key not in self.plans:
+            self.plans.put(key, decide(*args))
+        return self.plans.get(key)
 
     def fail(self, key: str, reason: str) -> None:
         """An item could not be done; the next call tries it again."""

@@ -15,7 +15,15 @@ Behave = Callable[[dict[str, Any]], Any]  # body -> text, a whole message, or (s
 class ChatServer:
     """``behave(body)``; ``bodies`` has every request so far, ``delay_s`` is waited before each."""
 
-    def __init__(self, behave: Behave, *, delay_s: float = 0.0, models: tuple[str, ...] = (MODEL,)):
+    def __init__(
+        self,
+        behave: Behave,
+        *,
+        delay_s: float = 0.0,
+        models: tuple[str, ...] = (MODEL,),
+        finish: str = "stop",
+    ):
+        self.finish = finish
         self.behave, self.delay_s, self.models = behave, delay_s, models
         self.bodies: list[dict[str, Any]] = []
         self.in_flight = self.most_in_flight = 0
@@ -76,7 +84,7 @@ class ChatServer:
         if isinstance(said, tuple):
             return said[0], json.dumps({"error": {"message": said[1]}}).encode()
         message = said if isinstance(said, dict) else {"role": "assistant", "content": said}
-        finish = "tool_calls" if message.get("tool_calls") else "stop"
+        finish = "tool_calls" if message.get("tool_calls") else self.finish
         words = len(str(message.get("content") or "").split())
         return 200, json.dumps(
             {
