@@ -130,6 +130,13 @@ class RolloutFiles:
             return None
         return groups_of(pq.read_table(path, schema=SCHEMA, page_checksum_verification=True))
 
+    def load_columns(self, step: int, names: Sequence[str]) -> list[dict[str, Any]]:
+        """Some columns of a sealed step, a row per rollout: without ``turns`` it costs little."""
+        rows = pq.read_table(self.parquet_path(step), columns=list(names)).to_pylist()
+        for row in rows:
+            row |= {name: json.loads(row[name] or "{}") for name in _JSON if name in row}
+        return rows
+
     def sealed_steps(self) -> list[int]:
         return _steps(self.folder.glob("step-*.parquet"))
 

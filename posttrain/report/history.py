@@ -7,7 +7,7 @@ the last record is the one that holds.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -102,6 +102,14 @@ def setting(manifest: Record, path: str) -> Any:
     for key in path.split("."):
         value = value.get(key) if isinstance(value, Mapping) else None
     return value
+
+
+def evenly(steps: Sequence[int], most: int) -> list[int]:
+    """At most ``most`` of the steps, evenly, with both ends."""
+    if len(steps) <= most:
+        return list(steps)
+    last = len(steps) - 1
+    return [steps[i] for i in sorted({round(i * last / (most - 1)) for i in range(most)})]
 
 
 def is_number(value: Any) -> bool:

@@ -18,8 +18,8 @@ from typing import Any
 
 from posttrain.jsonl import finite
 from posttrain.report import headline
-from posttrain.report.alarms import alarms
 from posttrain.report.charts import charts, marks, time_totals
+from posttrain.report.hacking import Signal, Watch, watch
 from posttrain.report.history import History, Record, read_history, setting
 from posttrain.report.rollouts import browsable
 from posttrain.report.tokens import TokenTexts
@@ -36,7 +36,8 @@ def render(run: Path) -> str:
     rollouts, problems = browsable(history, texts)
     if history.bad_lines:
         problems.append(f"{history.bad_lines} lines of metrics.jsonl can't be read")
-    problems += alarms(history)
+    watched = watch(history)
+    problems += [alarm.text for alarm in watched.alarms]
     sections = charts(history)
     data = {"sections": sections, "marks": marks(history), "rollouts": rollouts}
     word, tone = headline.state(history)
@@ -51,6 +52,7 @@ def render(run: Path) -> str:
             "time": _time(time_totals(history)),
             "sections": "".join(_section(section["title"]) for section in sections),
             "marks": _MARKS if data["marks"] else "",
+            "watch": _watch(watched),
             "rollouts": _rollouts(len(rollouts)),
             "events": _events(history),
             "settings": _settings(history.manifest),
@@ -121,6 +123,24 @@ def _rollouts(n: int) -> str:
     if not n:
         return ""
     return f'<section id="rollouts"><h2>Rollouts <small>a sample of {n:,}</small></h2></section>'
+
+
+def _watch(watched: Watch) -> str:
+    """What the reward pays for and where the policy went, alarm or not."""
+    if not watched.signals:
+        return ""
+    head = ("property of the answer", "correlation with the reward", "early", "late")
+    rows = [_signal(signal) for signal in watched.signals]
+    marked = {signal.name for signal in watched.signals if signal.alarm}
+    note = f"{watched.n_answers:,} answers; correlations among answers to the same prompt"
+    title = f"<h2>What the reward pays for <small>{note}</small></h2>"
+    return f"<section>{title}{_table(head, rows, marked)}</section>"
+
+
+def _signal(signal: Signal) -> tuple[str, str, str, str]:
+    form = ".0f" if signal.name in ("length", "reasoning") else ".2f"
+    pays = "too few answers" if signal.pays is None else f"{signal.pays:+.2f}"
+    return signal.name, pays, format(signal.early, form), format(signal.late, form)
 
 
 def _events(history: History) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from posttrain.report.history import History
+from posttrain.report.history import History, evenly
 from posttrain.report.tokens import TokenTexts
 from posttrain.types import Group, Ints, Rollout, Turn
 
@@ -29,7 +29,7 @@ def browsable(history: History, texts: TokenTexts | None) -> tuple[list[dict[str
     """(rollouts as plain data, what could not be read)."""
     files = history.run.rollouts
     steps = sorted({*files.sealed_steps(), *files.partial_steps()})
-    chosen = [steps[i] for i in _evenly(len(steps), MAX_STEPS)]
+    chosen = evenly(steps, MAX_STEPS)
     found: list[dict[str, Any]] = []
     problems: list[str] = []
     for step in chosen:
@@ -143,10 +143,3 @@ def _cut(content: Any) -> str:
 def _size(rollout: Rollout) -> int:
     text = sum(min(MAX_CHARACTERS, len(str(m.get("content")))) for m in rollout.messages)
     return text + 20 * min(rollout.n_completion_tokens, HEAD_TOKENS + TAIL_TOKENS) + 500
-
-
-def _evenly(n: int, most: int) -> list[int]:
-    """At most ``most`` of range(n), evenly, with both ends."""
-    if n <= most:
-        return list(range(n))
-    return sorted({round(i * (n - 1) / (most - 1)) for i in range(most)})
