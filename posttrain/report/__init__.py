@@ -8,6 +8,8 @@
     answers.py    what it measures on each answer
     inspect.py    rollouts in the terminal
     command.py    posttrain report, inspect
+    timeline.py   what loop, engine and learner did, step by step
+    compare.py    several runs beside each other
     headline.py   the numbers at the top, and the state of the run
     page.py       all of it as one page
     assets/       its template, style and scripts
@@ -20,6 +22,7 @@ shown as text, never as HTML.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,15 +32,16 @@ if TYPE_CHECKING:
     from posttrain.run_dir import RunDir
 
 
-def write_report(run: Path | str, out: Path | None = None) -> Path:
+def write_report(run: Path | str, out: Path | None = None, others: Sequence[Path] = ()) -> Path:
     """Write the report of a run, finished or not, and return its path.
 
-    ``out`` defaults to ``report.html`` in the run. Raises UsageError when ``run`` is not a run.
+    ``others`` are runs to compare it with, on one page. ``out`` defaults to ``report.html`` in the
+    run, ``comparison.html`` with others. Raises UsageError when one of them is not a run.
     """
     from posttrain.report.page import render  # plotly and pyarrow only when asked for
 
-    page = render(Path(run))
-    path = out or Path(run) / "report.html"
+    page = render([Path(run), *others])
+    path = out or Path(run) / ("comparison.html" if others else "report.html")
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(page, encoding="utf-8")
     temporary.replace(path)

@@ -12,8 +12,9 @@ ORDERS = ("worst", "best")
 
 def add_parsers(commands: Any) -> None:
     """Nothing heavy is imported before one runs."""
-    report = commands.add_parser("report", help="write the HTML report of a run")
+    report = commands.add_parser("report", help="write the HTML report of a run, or compare runs")
     report.add_argument("run_dir", type=Path)
+    report.add_argument("others", type=Path, nargs="*", help="runs to compare it with")
     report.add_argument("--out", type=Path, help="where to write it (default: in the run)")
     report.set_defaults(run=_report)
 
@@ -38,9 +39,11 @@ def _count(text: str) -> int:
 def _report(options: argparse.Namespace) -> int:
     from posttrain.report import record_alarms, write_report
 
-    for text in record_alarms(options.run_dir):
-        print(f"! {text}", file=sys.stderr)
-    print(write_report(options.run_dir, options.out))
+    path = write_report(options.run_dir, options.out, options.others)
+    for run in (options.run_dir, *options.others):
+        for text in record_alarms(run):
+            print(f"! {text}", file=sys.stderr)
+    print(path)
     return 0
 
 

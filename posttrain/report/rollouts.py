@@ -25,11 +25,13 @@ MAX_CHARACTERS = 6000  # kept of one message or one score's detail
 BUDGET = 12_000_000  # characters over all rollouts, before compression (about a fifth after it)
 
 
-def browsable(history: History, texts: TokenTexts | None) -> tuple[list[dict[str, Any]], list[str]]:
-    """(rollouts as plain data, what could not be read)."""
+def browsable(
+    history: History, texts: TokenTexts | None, share: int = 1
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """(rollouts as plain data, what could not be read), of one of ``share`` runs on a page."""
     files = history.run.rollouts
     steps = sorted({*files.sealed_steps(), *files.partial_steps()})
-    chosen = evenly(steps, MAX_STEPS)
+    chosen = evenly(steps, max(2, MAX_STEPS // share))
     found: list[dict[str, Any]] = []
     problems: list[str] = []
     for step in chosen:
@@ -43,7 +45,7 @@ def browsable(history: History, texts: TokenTexts | None) -> tuple[list[dict[str
         ) as error:  # Arrow's errors are ValueErrors
             problems.append(f"rollouts of step {step} can't be read: {error!s:.200}")
             continue
-        found += _of_step(groups, texts, BUDGET // len(chosen))
+        found += _of_step(groups, texts, BUDGET // share // len(chosen))
     return found, problems
 
 
