@@ -7,7 +7,8 @@
     hacking.py    the reward hacking watch: what the reward pays for, and where the policy goes
     answers.py    what it measures on each answer
     inspect.py    rollouts in the terminal
-    command.py    posttrain report, inspect
+    live.py       the report of a live run, served on loopback
+    command.py    posttrain report, watch, inspect
     timeline.py   what loop, engine and learner did, step by step
     compare.py    several runs beside each other
     headline.py   the numbers at the top, and the state of the run

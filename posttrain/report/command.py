@@ -1,4 +1,4 @@
-"""``posttrain report`` and ``posttrain inspect``: a run to look at, in a browser or a terminal."""
+"""``posttrain report``, ``watch`` and ``inspect``: a run to look at, in a browser or a terminal."""
 
 from __future__ import annotations
 
@@ -17,6 +17,11 @@ def add_parsers(commands: Any) -> None:
     report.add_argument("others", type=Path, nargs="*", help="runs to compare it with")
     report.add_argument("--out", type=Path, help="where to write it (default: in the run)")
     report.set_defaults(run=_report)
+
+    watch = commands.add_parser("watch", help="serve the report of a live run on loopback")
+    watch.add_argument("run_dir", type=Path)
+    watch.add_argument("--port", type=int, default=0, help="(default: a free one)")
+    watch.set_defaults(run=_watch)
 
     inspect = commands.add_parser("inspect", help="print rollouts of a run")
     inspect.add_argument("run_dir", type=Path)
@@ -45,6 +50,12 @@ def _report(options: argparse.Namespace) -> int:
             print(f"! {text}", file=sys.stderr)
     print(path)
     return 0
+
+
+def _watch(options: argparse.Namespace) -> int:
+    from posttrain.report.live import serve
+
+    return serve(options.run_dir, options.port)
 
 
 def _inspect(options: argparse.Namespace) -> int:

@@ -11,6 +11,7 @@ import gzip
 import json
 import re
 from collections.abc import Container, Iterable, Sequence
+from functools import cache
 from html import escape
 from importlib import resources
 from pathlib import Path
@@ -95,7 +96,7 @@ def _page(parts: dict[str, str], data: dict[str, Any]) -> str:
             "charts_js": _asset("charts.js"),
             "browser_js": _asset("browser.js"),
             "start_js": _asset("start.js"),
-            "plotly": _packed(_plotly()) if data["sections"] else "",
+            "plotly": _plotly() if data["sections"] else "",
             "data": _packed(json.dumps(finite(data), separators=(",", ":")).encode()),
         },
     )
@@ -119,10 +120,12 @@ def _asset(name: str) -> str:
     return (resources.files(__package__) / "assets" / name).read_text(encoding="utf-8")
 
 
-def _plotly() -> bytes:
+@cache
+def _plotly() -> str:
+    """Packed; it is most of what a page costs, and the same each time."""
     import plotly.offline
 
-    return str(plotly.offline.get_plotlyjs()).encode()
+    return _packed(str(plotly.offline.get_plotlyjs()).encode())
 
 
 def _packed(data: bytes) -> str:
