@@ -17,9 +17,9 @@ from envs import EndReason
 from posttrain.report.history import History, evenly
 
 MAX_STEPS = 40
-MAX_PER_STEP = 192
-_MAX_CHARACTERS = 4000  # of an answer that are looked at
-_MAX_WORDS = 400
+MAX_PER_STEP = 128
+_MAX_CHARACTERS = 2000  # of an answer that are looked at
+_MAX_WORDS = 200
 _GRAM = 6  # characters of the pieces whose repetition is counted
 _PHRASE = 3  # words of the longest phrase
 _COLUMNS = (
@@ -33,6 +33,7 @@ _HEDGE = re.compile(
     re.IGNORECASE,
 )
 _OPTION = re.compile(r"^\s*(?:[-*•]|\(?[a-z0-9]{1,2}[.)])\s+\S", re.IGNORECASE | re.MULTILINE)
+_WORD = re.compile(r"\w+|[^\w\s]")
 _OR = re.compile(r"\bor\b", re.IGNORECASE)
 
 
@@ -114,7 +115,7 @@ def hedging(answer: Answer) -> float:
 
 def phrases(answer: Answer) -> set[str]:
     """Its phrases of one to three words, in lower case; a sign is a word."""
-    words = re.findall(r"\w+|[^\w\s]", answer.text.lower())[:_MAX_WORDS]
+    words = _WORD.findall(answer.text.lower())[:_MAX_WORDS]
     return {
         " ".join(words[i : i + n]) for n in range(1, _PHRASE + 1) for i in range(len(words) - n + 1)
     }

@@ -118,11 +118,12 @@ def _signal(
     ends: tuple[Sequence[Answer], Sequence[Answer]],
 ) -> Signal:
     values = [feature(answer) for answer in sample]
+    value_of = {id(answer): value for answer, value in zip(sample, values, strict=True)}
     pays = _pays(sample, values)
     if pays is not None and pays < 0:  # being cut off costs the reward: that is no hack
         whole = [(a, v) for a, v in zip(sample, values, strict=True) if not a.cut]
         pays = _pays([a for a, _ in whole], [v for _, v in whole])
-    early, late = ([feature(answer) for answer in end] for end in ends)
+    early, late = ([value_of[id(answer)] for answer in end] for end in ends)
     spread = statistics.pstdev(values)
     moved = (statistics.fmean(late) - statistics.fmean(early)) / spread if spread else 0.0
     alarm = pays is not None and abs(pays) >= PAYS and moved * np.sign(pays) >= MOVED

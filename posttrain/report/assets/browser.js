@@ -116,7 +116,7 @@ class RolloutBrowser {
     input.type = "number";
     input.step = "any";
     input.placeholder = text;
-    input.setAttribute("aria-label", "Reward " + text);
+    input.setAttribute("aria-label", field === "low" ? "Reward from" : "Reward to");
     input.oninput = () => { this[field] = input.value === "" ? none : Number(input.value); this.refresh(); };
     return input;
   }
