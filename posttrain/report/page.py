@@ -195,7 +195,7 @@ def _watch(watched: Watch) -> str:
     marked = {signal.name for signal in watched.signals if signal.alarm}
     note = f"{watched.n_answers:,} answers; correlations among answers to the same prompt"
     title = f"<h2>What the reward pays for <small>{note}</small></h2>"
-    return f"<section>{title}{_table(head, rows, marked)}</section>"
+    return f'<section class="signals">{title}{_table(head, rows, marked)}</section>'
 
 
 def _signal(signal: Signal) -> tuple[str, str, str, str]:

@@ -1,7 +1,7 @@
 """Where the time went, step by step: three lanes over wall time, as an SVG in the page itself.
 
     loop      what the loop was doing, in the colours of the bar above
-    engine    how busy it was: the darker, the busier
+    engine    how busy it was: the stronger its colour, the busier
     learner   the same
 
 Decides how fine: at most MOST columns; in a longer run neighbouring steps become one. What ran at
@@ -39,8 +39,8 @@ def timeline(history: History) -> str:
     return (
         f'<div class="timeline"><ul>{names}</ul>'
         f'<svg {box} role="img" aria-label="timeline">{shapes}</svg></div>'
-        f'<p class="note">{len(timed):,} steps over {duration(whole)}, left to right; the darker, '
-        "the busier.</p>"
+        f'<p class="note">{len(timed):,} steps over {duration(whole)}, left to right; '
+        "the stronger the colour, the busier.</p>"
     )
 
 

@@ -90,7 +90,7 @@ class RolloutBrowser {
     colours.setAttribute("aria-label", "Token colours");
     for (const name of Object.keys(COLOURINGS)) colours.append(new Option("colours: " + name, name));
     colours.onchange = () => { this.colouring = colours.value; if (this.shown.length) this.show(this.shown[this.at]); };
-    bar.append(order, colours, this.bound("low", "reward from", -Infinity), this.bound("high", "to", Infinity));
+    bar.append(order, colours, this.bound("low", "reward ≥", -Infinity), this.bound("high", "reward ≤", Infinity));
     for (const outcome of Object.keys(OUTCOMES)) {
       const n = this.rollouts.filter((r) => r.outcome === outcome).length;
       if (n) bar.append(this.chip(outcome, n));
