@@ -179,7 +179,7 @@ def trained(model: Path, run: Path, reward: Callable[[str], float]) -> posttrain
         group_size=8,
         rollout={"engine": "embedded", "max_tokens": 12, "dtype": "float32"},
         learner={
-            **{"placement": "inline", "dtype": "float32", "learning_rate": 1e-2},
+            **{"ranks": 0, "dtype": "float32", "learning_rate": 1e-2},
             **{"warmup_steps": 0, "threads": 1},
         },
         evaluation={"tasks": 0},
