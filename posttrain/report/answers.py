@@ -33,7 +33,7 @@ _HEDGE = re.compile(
     re.IGNORECASE,
 )
 _OPTION = re.compile(r"^\s*(?:[-*•]|\(?[a-z0-9]{1,2}[.)])\s+\S", re.IGNORECASE | re.MULTILINE)
-_WORD = re.compile(r"\w+|[^\w\s]")
+_WORD = re.compile(r"\w+|[^\w\s\x00-\x1f\x7f-\x9f]")  # a phrase reaches the terminal
 _OR = re.compile(r"\bor\b", re.IGNORECASE)
 
 

@@ -157,6 +157,7 @@ def test_what_is_measured_on_one_answer() -> None:
     assert hedging(answer("Maybe 4, or perhaps 5")) == 1.0
     assert hedging(answer("- 4\n- 5")) == 1.0
     assert hedging(answer("4 or so")) == 0.0
+    assert phrases(answer("\x1b[")) == {"["}  # nothing that a terminal obeys
     assert phrases(answer("So it is 4")) == {
         *("so", "it", "is", "4", "so it", "it is", "is 4", "so it is", "it is 4")
     }
