@@ -16,6 +16,7 @@ from posttrain.errors import RunError, UsageError
 from posttrain.evaluation.command import add_parsers as add_evaluation_parsers
 from posttrain.evaluation.decontaminate import add_parser as add_decontaminate_parser
 from posttrain.export.command import add_parsers as add_export_parsers
+from posttrain.report.command import add_parsers as add_report_parsers
 from posttrain.serving.command import add_parsers as add_serving_parsers
 from posttrain.trainers import preference_commands, sft_command
 from rewards.judge.command import add_arguments as add_judge_arguments
@@ -62,10 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     resume.add_argument("--quiet", action="store_true", help="no progress")
     resume.set_defaults(run=_resume)
 
-    report = commands.add_parser("report", help="write the HTML report of a run")
-    report.add_argument("run_dir", type=Path)
-    report.add_argument("--out", type=Path, help="where to write it (default: in the run)")
-    report.set_defaults(run=_report)
+    add_report_parsers(commands)
 
     status = commands.add_parser("status", help="why is it waiting? of a run, live or over")
     status.add_argument("run_dir", type=Path)
@@ -166,13 +164,6 @@ def _print_summary(run: Path) -> int:
     if not summary.exists():
         return 130
     print(json.dumps(json.loads(summary.read_text())))
-    return 0
-
-
-def _report(options: argparse.Namespace) -> int:
-    from posttrain.report import write_report
-
-    print(write_report(options.run_dir, options.out))
     return 0
 
 

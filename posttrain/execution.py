@@ -94,10 +94,13 @@ def _write_report(run_dir: RunDir, console: Console) -> None:
     """A report that can't be drawn must not hide how the run ended, nor undo it."""
     if not run_dir.read_metrics():
         return
-    from posttrain.report import write_report
+    from posttrain.report import new_alarms, write_report
 
     console.phase("writing the report")
     try:
+        for alarm in new_alarms(run_dir):
+            console.event(alarm["text"])
+            run_dir.log(alarm)
         write_report(run_dir.path)
     except Exception as error:  # noqa: BLE001 - shutdown: the run itself is safe on disk
         console.event(f"no report: {error!r}; try again: posttrain report {run_dir.path}")

@@ -15,6 +15,7 @@ Parquet's plain strings, which are UTF-8.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import threading
@@ -129,6 +130,21 @@ class RolloutFiles:
         if not path.exists():
             return None
         return groups_of(pq.read_table(path, schema=SCHEMA, page_checksum_verification=True))
+
+    def count(self) -> int:
+        """Rollouts of the sealed steps that can be read; from the files' ends alone."""
+        total = 0
+        for step in self.sealed_steps():
+            with contextlib.suppress(pa.ArrowException, OSError):
+                total += pq.read_metadata(self.parquet_path(step)).num_rows
+        return total
+
+    def load_columns(self, step: int, names: Sequence[str]) -> list[dict[str, Any]]:
+        """Some columns of a sealed step, a row per rollout: without ``turns`` it costs little."""
+        rows = pq.read_table(self.parquet_path(step), columns=list(names)).to_pylist()
+        for row in rows:
+            row |= {name: json.loads(row[name] or "{}") for name in _JSON if name in row}
+        return rows
 
     def sealed_steps(self) -> list[int]:
         return _steps(self.folder.glob("step-*.parquet"))

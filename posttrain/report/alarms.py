@@ -40,7 +40,7 @@ def _alarm(
     if last[2] >= best[1]:  # the intervals overlap
         return ""
     rewards = _rewards(history, start), _rewards(history, end)
-    if not _rises(*rewards):
+    if not rises(*rewards):
         return ""
     low, high = (statistics.fmean(values) for values in rewards)
     return (
@@ -82,7 +82,8 @@ def _rewards(history: History, step: int) -> list[float]:
     return near or values
 
 
-def _rises(before: Sequence[float], after: Sequence[float]) -> bool:
+def rises(before: Sequence[float], after: Sequence[float]) -> bool:
+    """Whether the mean rises by more than twice the difference's standard error."""
     if len(before) < 2 or len(after) < 2:
         return False
     error = math.hypot(*(statistics.stdev(v) / math.sqrt(len(v)) for v in (before, after)))

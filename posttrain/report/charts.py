@@ -12,10 +12,10 @@ A chart without data is left out, so that a run that ended early has a short rep
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from posttrain.report.history import TIMES, History, is_number, setting, time_spent
+from posttrain.report.history import TIME_COLOURS, TIMES, History, is_number, setting, time_spent
 
 Chart = dict[str, Any]
 Trace = dict[str, Any]
@@ -30,14 +30,14 @@ OUTCOME_COLOURS = {
     "timeout": "violet",
     "error": "grey",
 }
-_TIME_COLOURS = ("blue", "violet", "green", "amber", "teal", "pink", "grey")
+_COLOURS = ("blue", "green", "amber", "violet", "teal", "pink", "red", "grey")
 _LAG_COLOURS = ("teal", "blue", "violet", "pink", "amber", "red")  # the last: that old or older
 
 
 def charts(history: History) -> list[dict[str, Any]]:
     """Sections, each with its charts, ready for JSON; what has no data is left out."""
     sections: dict[str, tuple[Callable[[History], Chart], ...]] = {
-        "Learning": (_accuracy, _reward, _outcomes, _signal),
+        "Learning": (_accuracy, _reward, _outcomes, _signal, _ends, _environment),
         "Policy": (_entropy, _length, _kl, _clip_fraction, _grad_norm, _parts),
         "Engine and learner": (_gap, _lag, _weights, _effective, _sync_seconds),
         "Speed": (_time, _idle, _throughput, _memory),
@@ -47,6 +47,36 @@ def charts(history: History) -> list[dict[str, Any]]:
         title: [chart for chart in members if chart["traces"]] for title, members in made.items()
     }
     return [{"title": title, "charts": members} for title, members in kept.items() if members]
+
+
+def overlays(runs: Mapping[str, History]) -> list[dict[str, Any]]:
+    """The curves of several runs over each other, a colour for each run."""
+    made = [
+        _overlay(runs, title, text, read)
+        for title, text, read in (
+            ("Held-out accuracy", "Bars are 95 % intervals.", _accuracy),
+            ("Reward", "Mean over the step's judged samples; long runs smoothed.", _reward),
+            ("Entropy", "Nats per token.", _entropy),
+            ("Completion length", "Tokens the model wrote.", _length),
+            ("Log-prob gap", "Mean |engine - learner| in nats.", _gap),
+            ("Throughput", "Completion tokens per second, end to end.", _throughput),
+        )
+    ]
+    kept = [chart for chart in made if chart["traces"]]
+    return [{"title": "Comparison", "charts": kept}] if kept else []
+
+
+def _overlay(
+    runs: Mapping[str, History], title: str, text: str, read: Callable[[History], Chart]
+) -> Chart:
+    """Of each run's chart the curve in front."""
+    traces, shape = [], {}
+    for (name, history), colour in zip(runs.items(), _COLOURS, strict=False):
+        chart = read(history)
+        shape = {key: chart[key] for key in ("form", "bottom") if key in chart}
+        front = [trace for trace in chart["traces"] if trace["style"] != "faint"]
+        traces += [trace | {"name": name, "colour": colour} for trace in front[:1]]
+    return _chart(title, text, traces, **shape)
 
 
 def marks(history: History) -> list[dict[str, Any]]:
@@ -228,15 +258,41 @@ def _sync_seconds(history: History) -> Chart:
 
 def _parts(history: History) -> Chart:
     """Mean of each part, where the reward has several."""
-    records = [r for r in history.steps if isinstance(r.get("reward_parts"), dict)]
-    names = sorted({name for r in records for name in r["reward_parts"]})
-    colours = ("blue", "green", "amber", "violet", "teal", "pink", "red", "grey")
+    traces = _named(history, "reward_parts")
+    return _chart("Reward by part", "Mean of each part.", traces if len(traces) > 1 else [])
+
+
+def _environment(history: History) -> Chart:
+    """What environments tell of their episodes: tool calls, malformed ones, turns."""
+    text = "Mean of each number that the environment told of its episodes."
+    return _chart("Environment", text, _named(history, "env_info"))
+
+
+def _ends(history: History) -> Chart:
+    """Why episodes ended, where it was not always the same."""
+    records = [r for r in history.steps if isinstance(r.get("end_reasons"), dict)]
+    names = sorted({name for r in records for name in r["end_reasons"]})
     traces = []
-    for name, colour in zip(names[: len(colours)], colours, strict=False):
-        found = [r for r in records if is_number(r["reward_parts"].get(name))]
-        values = [r["reward_parts"][name] for r in found]
+    for name, colour in zip(names, _COLOURS, strict=False):
+        shares = [
+            r["end_reasons"].get(name, 0) / (sum(r["end_reasons"].values()) or 1) for r in records
+        ]
+        steps = [int(r["step"]) for r in records]
+        traces.append(_trace(name, steps, shares, colour) | {"style": "area"})
+    text = "Why episodes ended."
+    return _chart("Ends", text, traces if len(names) > 1 else [], form=".0%", top=1.0)
+
+
+def _named(history: History, field: str) -> list[Trace]:
+    """A curve for each of the field's named numbers, as far as there are colours."""
+    records = [r for r in history.steps if isinstance(r.get(field), dict)]
+    names = sorted({name for r in records for name in r[field]})
+    traces = []
+    for name, colour in zip(names, _COLOURS, strict=False):
+        found = [r for r in records if is_number(r[field].get(name))]
+        values = [r[field][name] for r in found]
         traces.append(_trace(name, [int(r["step"]) for r in found], values, colour))
-    return _chart("Reward by part", "Mean of each part.", traces if len(names) > 1 else [])
+    return traces
 
 
 def _time(history: History) -> Chart:
@@ -245,7 +301,7 @@ def _time(history: History) -> Chart:
     steps = [int(r["step"]) for r in records]
     traces = []
     names = [name for name, _ in TIMES] + ["other"]
-    for name, colour in zip(names, _TIME_COLOURS, strict=True):
+    for name, colour in zip(names, TIME_COLOURS, strict=True):
         seconds = [one[name] for one in spent]
         if any(seconds):
             traces.append(_trace(name, steps, seconds, colour) | {"style": "area"})
@@ -258,7 +314,7 @@ def time_totals(history: History) -> list[tuple[str, float, str]]:
     spent = [time_spent(record) for record in history.steps]
     names = [name for name, _ in TIMES] + ["other"]
     totals = [sum(one[name] for one in spent) for name in names]
-    rows = zip(names, totals, _TIME_COLOURS, strict=True)
+    rows = zip(names, totals, TIME_COLOURS, strict=True)
     least = 0.001 * sum(totals)  # what would round to nothing
     return [(name, seconds, colour) for name, seconds, colour in rows if seconds > least]
 

@@ -7,7 +7,7 @@ the last record is the one that holds.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ TIMES = (
     ("evaluation", "time_evaluation_s"),
     ("checkpoint", "time_checkpoint_s"),
 )
+TIME_COLOURS = ("blue", "violet", "green", "amber", "teal", "pink", "grey")  # and of the rest
 _ORDER = {"before": 0, "during": 1, "after": 2}  # of evaluations after the same number of steps
 
 
@@ -102,6 +103,30 @@ def setting(manifest: Record, path: str) -> Any:
     for key in path.split("."):
         value = value.get(key) if isinstance(value, Mapping) else None
     return value
+
+
+def leaves(tree: Record, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The settings of a tree by their dotted names."""
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def plain(value: Any) -> str:
+    """As a cell of a table."""
+    if isinstance(value, float):
+        return f"{value:g}"
+    return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def evenly(steps: Sequence[int], most: int) -> list[int]:
+    """At most ``most`` of the steps, evenly, with both ends."""
+    if len(steps) <= most:
+        return list(steps)
+    last = len(steps) - 1
+    return [steps[i] for i in sorted({round(i * last / (most - 1)) for i in range(most)})]
 
 
 def is_number(value: Any) -> bool:

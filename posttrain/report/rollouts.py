@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from posttrain.report.history import History
+from posttrain.report.history import History, evenly
 from posttrain.report.tokens import TokenTexts
 from posttrain.types import Group, Ints, Rollout, Turn
 
@@ -25,11 +25,13 @@ MAX_CHARACTERS = 6000  # kept of one message or one score's detail
 BUDGET = 12_000_000  # characters over all rollouts, before compression (about a fifth after it)
 
 
-def browsable(history: History, texts: TokenTexts | None) -> tuple[list[dict[str, Any]], list[str]]:
-    """(rollouts as plain data, what could not be read)."""
+def browsable(
+    history: History, texts: TokenTexts | None, share: int = 1
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """(rollouts as plain data, what could not be read), of one of ``share`` runs on a page."""
     files = history.run.rollouts
     steps = sorted({*files.sealed_steps(), *files.partial_steps()})
-    chosen = [steps[i] for i in _evenly(len(steps), MAX_STEPS)]
+    chosen = evenly(steps, max(2, MAX_STEPS // share))
     found: list[dict[str, Any]] = []
     problems: list[str] = []
     for step in chosen:
@@ -43,7 +45,7 @@ def browsable(history: History, texts: TokenTexts | None) -> tuple[list[dict[str
         ) as error:  # Arrow's errors are ValueErrors
             problems.append(f"rollouts of step {step} can't be read: {error!s:.200}")
             continue
-        found += _of_step(groups, texts, BUDGET // len(chosen))
+        found += _of_step(groups, texts, BUDGET // share // len(chosen))
     return found, problems
 
 
@@ -143,10 +145,3 @@ def _cut(content: Any) -> str:
 def _size(rollout: Rollout) -> int:
     text = sum(min(MAX_CHARACTERS, len(str(m.get("content")))) for m in rollout.messages)
     return text + 20 * min(rollout.n_completion_tokens, HEAD_TOKENS + TAIL_TOKENS) + 500
-
-
-def _evenly(n: int, most: int) -> list[int]:
-    """At most ``most`` of range(n), evenly, with both ends."""
-    if n <= most:
-        return list(range(n))
-    return sorted({round(i * (n - 1) / (most - 1)) for i in range(most)})

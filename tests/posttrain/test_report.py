@@ -18,8 +18,8 @@ from envs import EndReason
 from posttrain.config import GrpoConfig
 from posttrain.errors import UsageError
 from posttrain.report import write_report
-from posttrain.report.history import time_spent
-from posttrain.report.rollouts import HEAD_TOKENS, TAIL_TOKENS, _evenly
+from posttrain.report.history import evenly, time_spent
+from posttrain.report.rollouts import HEAD_TOKENS, TAIL_TOKENS
 from posttrain.report.tokens import TokenTexts
 from posttrain.run_dir import RunDir
 from posttrain.types import Completion, FinishReason, Group, Rollout, Turn
@@ -338,9 +338,9 @@ def test_pieces_join_to_the_text(model: Path) -> None:
 
 
 def test_steps_are_taken_evenly_with_both_ends() -> None:
-    assert _evenly(3, 40) == [0, 1, 2]
-    assert _evenly(0, 40) == []
-    many = _evenly(1000, 40)
+    assert evenly(range(3), 40) == [0, 1, 2]
+    assert evenly([], 40) == []
+    many = evenly(range(1000), 40)
     assert (many[0], many[-1], len(many)) == (0, 999, 40)
 
 
