@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from posttrain.api import Run, evaluate, grpo, resume, run_config
     from posttrain.config import load_config
     from posttrain.errors import RunError, UsageError
+    from posttrain.serving.background import served
     from posttrain.trainers.preference import train_preferences
     from posttrain.trainers.process_reward_model import train_process_reward_model
     from posttrain.trainers.reward_model import train_reward_model
@@ -32,6 +33,7 @@ _HOMES = {
     "load_config": "posttrain.config",
     "RunError": "posttrain.errors",
     "UsageError": "posttrain.errors",
+    "served": "posttrain.serving.background",
     "sft": "posttrain.trainers.sft",
     "train_preferences": "posttrain.trainers.preference",
     "train_process_reward_model": "posttrain.trainers.process_reward_model",
@@ -47,6 +49,7 @@ __all__ = [
     "load_config",
     "resume",
     "run_config",
+    "served",
     "sft",
     "train_preferences",
     "train_process_reward_model",

@@ -1,7 +1,21 @@
-"""What several packages' tests share."""
+"""What several packages' tests share, and which of them run in the same process of two."""
 
 import pytest
 import torch
+
+# Session fixtures that are dear to set up: all tests that use one run in the same process.
+_DEAR = {
+    **dict.fromkeys(("vllm_engine", "learner"), "vllm"),
+    **dict.fromkeys(("docker_engine", "bubblewrap_sandbox", "battle", "battles"), "sandboxes"),
+    "serve": "serving",
+}
+
+
+def pytest_collection_modifyitems(items):
+    """With ``-n 2 --dist loadgroup`` a file stays together, and so do those that share a server."""
+    for item in items:
+        shared = next((group for name, group in _DEAR.items() if name in item.fixturenames), "")
+        item.add_marker(pytest.mark.xdist_group(shared or str(item.path)))
 
 
 @pytest.fixture(scope="session")

@@ -59,7 +59,7 @@ def _serve(options: argparse.Namespace) -> int:
     """Serve until Ctrl-C, which is the ordinary end. Raises UsageError and RunError."""
     os.environ.setdefault("TQDM_DISABLE", "1")  # the libraries' bars
     check_host(options.host)
-    engine = _engine(options.engine)
+    engine = engine_of(options.engine)
     window = window_of(options.checkpoint, options.max_model_len)
     name = options.name or Path(options.checkpoint).resolve().name
     taken = _bind(options.host, options.port)
@@ -103,7 +103,7 @@ def window_of(checkpoint: str, asked: int) -> int:
     return asked or min(own, _LONGEST_WINDOW)
 
 
-def _engine(asked: str) -> str:
+def engine_of(asked: str) -> str:
     """ "vllm" or "embedded"; raises UsageError when what it needs is not installed."""
     has_vllm = importlib.util.find_spec("vllm") is not None
     if asked == "vllm" and not has_vllm:
