@@ -9,6 +9,7 @@ from envs.checking import CheckReport, Failure, check
 from envs.data import DataTasks
 from envs.generated import GeneratedTasks, generated
 from envs.loading import from_tasks, is_data, load, names, register
+from envs.mixing import Curriculum, Mixture, pass_rates
 from envs.protocol import (
     Budget,
     EndReason,
@@ -19,6 +20,7 @@ from envs.protocol import (
     Task,
     TaskSource,
     ToolSpec,
+    instant,
 )
 from envs.reasoning_pool import shutdown
 from envs.second_try import SecondTry
@@ -30,6 +32,7 @@ from rewards import UsageError
 __all__ = [
     "Budget",
     "CheckReport",
+    "Curriculum",
     "DataTasks",
     "EndReason",
     "Env",
@@ -38,6 +41,7 @@ __all__ = [
     "Failure",
     "GeneratedTasks",
     "Message",
+    "Mixture",
     "SecondTry",
     "SingleTurn",
     "Step",
@@ -52,9 +56,11 @@ __all__ = [
     "from_tasks",
     "generated",
     "held_out",
+    "instant",
     "is_data",
     "load",
     "names",
+    "pass_rates",
     "question_of",
     "register",
     "shutdown",

@@ -1,8 +1,9 @@
 """The environment contract, on one screen.
 
 One ``Env`` instance is one episode: ``start`` once, ``step`` until done, ``close`` always. Methods
-may be plain or async. Messages are ``{"role": ..., "content": ...}`` dictionaries, in OpenAI's
-form with ``tool_calls`` where the model called tools; there is no tokenizer and no tensor in sight.
+may be plain (they get a thread, unless marked ``instant``) or async. Messages are
+``{"role": ..., "content": ...}`` dictionaries, in OpenAI's form with ``tool_calls`` where the model
+called tools; there is no tokenizer and no tensor in sight.
 The engine, sampling and deadlines are the caller's; an environment may bound its own episodes.
 
 Beside the three methods an Env may have ``tools() -> Sequence[ToolSpec]``, asked once after
@@ -13,14 +14,24 @@ reason than its own and has no score; without it such an episode could not be ju
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from rewards import Score
 
 Message = Mapping[str, Any]
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def instant(method: F) -> F:
+    """Mark a plain method that waits for nothing: it is called on the event loop, not in a thread.
+
+    The mark is the function's own: a subclass that overrides the method gets a thread again.
+    """
+    method.__dict__["instant"] = True
+    return method
 
 
 class EndReason(StrEnum):

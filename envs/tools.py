@@ -26,11 +26,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
-from envs.protocol import EndReason, Message, Step, Task, ToolSpec
+from envs.protocol import EndReason, Message, Step, Task, ToolSpec, instant
 from envs.single_turn import settled
 from rewards import Outcome, Score, UsageError
 from rewards.calling import as_score
-from rewards.threads import in_thread
+from rewards.threads import WORLDS, in_thread
 
 _OURS = {"start", "step", "close", "tools", "judge", "unfinished"}
 
@@ -51,11 +51,13 @@ class ToolEnv:
         for name in tool_names(cls):  # a tool that no schema can be made of is told at once
             tool_spec(getattr(cls, name))
 
+    @instant
     def start(self, task: Task, *, seed: int) -> Sequence[Message]:
         """The task's messages. A subclass that sets something up calls this too."""
         self.task = task
         return task.messages
 
+    @instant
     def tools(self) -> Sequence[ToolSpec]:
         return [tool_spec(getattr(type(self), name)) for name in tool_names(type(self))]
 
@@ -85,10 +87,12 @@ class ToolEnv:
         """Score the answer, a message without calls; plain or async."""
         raise NotImplementedError(f"{type(self).__name__} needs judge(message)")
 
+    @instant
     def unfinished(self, reason: EndReason) -> Score:
         """An episode that ran out of turns, tokens or time before it answered is wrong."""
         return Score(0.0, Outcome.WRONG, detail=f"ended without an answer: {reason}")
 
+    @instant
     def close(self) -> None:
         """Nothing to release; a subclass that holds something does it here."""
 
@@ -112,7 +116,7 @@ class ToolEnv:
         if inspect.iscoroutinefunction(method):
             async with asyncio.timeout(self.call_timeout_s):
                 return await method(**arguments)
-        return await in_thread(lambda: method(**arguments), self.call_timeout_s)
+        return await in_thread(lambda: method(**arguments), self.call_timeout_s, WORLDS)
 
     def _as_text(self, result: Any) -> str:
         text = result if isinstance(result, str) else json.dumps(result, default=str)

@@ -34,7 +34,7 @@ from posttrain.types import (
 )
 from posttrain.waits import ENVIRONMENTS, REWARDS, waiting
 from rewards import Outcome, Score
-from rewards.threads import in_thread
+from rewards.threads import WORLDS, in_thread
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,15 +245,17 @@ class Episode:
         return score
 
     async def _call(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """One environment call under its deadline; plain methods run in a thread."""
+        """One environment call under its deadline; plain methods that may wait run in a thread."""
         started = time.perf_counter()
         name = f"{self.player.environment.name}.{method.__name__}"
         try:
             with self._waiting_for(name):
+                if getattr(method, "instant", False):
+                    return method(*args, **kwargs)
                 if not inspect.iscoroutinefunction(method):
                     # asyncio's own threads would keep the process from ending while one hangs
                     call = functools.partial(method, *args, **kwargs)
-                    return await in_thread(call, self.player.limits.timeout_s)
+                    return await in_thread(call, self.player.limits.timeout_s, WORLDS)
                 async with asyncio.timeout(self.player.limits.timeout_s):
                     return await method(*args, **kwargs)
         except TimeoutError as error:

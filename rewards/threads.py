@@ -1,6 +1,8 @@
 """Runs plain functions beside an event loop, so that they hold up neither it nor the program's end.
 
-At most ``MAX_THREADS`` run at once per event loop; the clock of a deadline starts when the
+At most a pool's ``threads`` run at once per event loop, so that slow environments hold up no reward:
+``JUDGES`` is small, since a reward computes; ``WORLDS`` is large, since an environment mostly waits
+(an idle thread costs some 20 KB). The clock of a deadline starts when the
 function does, not while it waits for a thread. A Python thread cannot be killed: one whose caller
 has stopped waiting runs on, is counted by ``hung_threads()``, and gives its place to another. With
 ``MAX_HUNG_THREADS`` of them alive nothing more is run, since the machine is no longer ours. Threads
@@ -18,8 +20,19 @@ from queue import SimpleQueue
 from typing import Any
 from weakref import WeakKeyDictionary
 
-MAX_THREADS = 16
 MAX_HUNG_THREADS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """One use of threads, and how many of them it may hold at once."""
+
+    name: str
+    threads: int
+
+
+JUDGES = Pool("rewards", 16)
+WORLDS = Pool("environments", 1024)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +69,7 @@ class _Worker(threading.Thread):
     """A thread that runs jobs until nobody waits for one of them."""
 
     def __init__(self) -> None:
-        super().__init__(name="reward", daemon=True)
+        super().__init__(name="user-code", daemon=True)
         self.jobs: SimpleQueue[_Job | None] = SimpleQueue()
 
     def run(self) -> None:
@@ -64,7 +77,8 @@ class _Worker(threading.Thread):
             job.run()
 
 
-_slots: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKeyDictionary()
+_Slots = WeakKeyDictionary[asyncio.AbstractEventLoop, dict[Pool, asyncio.Semaphore]]
+_slots: _Slots = WeakKeyDictionary()
 _idle: list[_Worker] = []  # append and pop are atomic; several loops may share the workers
 _hung: set[_Worker] = set()
 
@@ -77,10 +91,14 @@ def hung_threads() -> int:
     return len(_hung)
 
 
-async def in_thread(function: Callable[[], Any], timeout_s: float) -> Any:
-    """``function()`` in a thread. Raises TimeoutError when it takes longer than ``timeout_s``."""
+async def in_thread(function: Callable[[], Any], timeout_s: float, pool: Pool = JUDGES) -> Any:
+    """``function()`` in a thread of ``pool``.
+
+    Raises TimeoutError when it takes longer than ``timeout_s``.
+    """
     loop = asyncio.get_running_loop()
-    async with _slots.setdefault(loop, asyncio.Semaphore(MAX_THREADS)):
+    slots = _slots.setdefault(loop, {})
+    async with slots.setdefault(pool, asyncio.Semaphore(pool.threads)):
         if _hung and hung_threads() >= MAX_HUNG_THREADS:
             raise RuntimeError(f"{MAX_HUNG_THREADS} earlier calls hang and hold their threads")
         worker = _take()

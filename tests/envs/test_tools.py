@@ -161,3 +161,34 @@ def test_a_tool_without_type_hints_is_refused_when_it_is_written() -> None:
         class Star(ToolEnv):
             def add(self, *numbers: int) -> int:
                 return sum(numbers)
+
+
+def test_slow_environments_hold_up_no_reward_and_share_many_threads() -> None:
+    import threading
+
+    from rewards.threads import JUDGES, WORLDS, in_thread
+
+    free = threading.Event()
+
+    async def everything() -> tuple[str, int]:
+        slow = [
+            asyncio.ensure_future(in_thread(lambda: free.wait(20.0), 20.0, WORLDS))
+            for _ in range(JUDGES.threads * 4)
+        ]
+        await asyncio.sleep(0)
+        judged = await in_thread(lambda: "judged", 5.0)  # while all of the others wait
+        waiting = sum(not one.done() for one in slow)
+        free.set()
+        assert all(await asyncio.gather(*slow))
+        return judged, waiting
+
+    assert asyncio.run(everything()) == ("judged", JUDGES.threads * 4)
+
+
+def test_an_override_of_an_instant_method_is_not_instant() -> None:
+    class Opens(Desk):
+        def close(self) -> None:
+            """May wait."""
+
+    assert getattr(Desk().close, "instant", False)
+    assert not getattr(Opens().close, "instant", False)
