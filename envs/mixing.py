@@ -1,8 +1,8 @@
 """Several task sources as one stream, and a stream that keeps to what can be learnt from.
 
 ``Mixture`` decides which source the index-th task comes from: each block of ``BLOCK`` tasks holds
-every source in proportion to its weight, shuffled by (seed, block) alone. So a source's own position
-follows from the index, and a resume needs one number.
+every source in proportion to its weight, shuffled by (seed, block) alone. So a source's own
+position follows from the index, and a resume needs one number.
 
 ``Curriculum`` leaves out tasks that a policy always or never solves: a group of equal scores has no
 advantage and teaches nothing. Pass rates are those of a run's rollouts (``pass_rates``); the choice

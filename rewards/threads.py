@@ -1,8 +1,8 @@
 """Runs plain functions beside an event loop, so that they hold up neither it nor the program's end.
 
-At most a pool's ``threads`` run at once per event loop, so that slow environments hold up no reward:
-``JUDGES`` is small, since a reward computes; ``WORLDS`` is large, since an environment mostly waits
-(an idle thread costs some 20 KB). The clock of a deadline starts when the
+At most a pool's ``threads`` run at once per event loop, so that slow environments hold up no
+reward: ``JUDGES`` is small, since a reward computes; ``WORLDS`` is large, since an environment
+mostly waits. The clock of a deadline starts when the
 function does, not while it waits for a thread. A Python thread cannot be killed: one whose caller
 has stopped waiting runs on, is counted by ``hung_threads()``, and gives its place to another. With
 ``MAX_HUNG_THREADS`` of them alive nothing more is run, since the machine is no longer ours. Threads

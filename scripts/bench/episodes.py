@@ -8,8 +8,8 @@ One JSON line. Each episode calls a tool that takes ``--tool-ms``, ``--calls`` t
 an engine that answers at once stands in for the model. The same episodes are played with plain and
 with async tools. ``ideal_s`` is the longer of two: what the waits alone need (plain tools share
 ``WORLDS.threads`` threads), and what the same episodes take with a tool that takes no time, which
-is the interpreter's work; ``ratio`` is measured by ideal, the best round of each. Memory is the growth
-of the resident set from the second round to the last.
+is the interpreter's work; ``ratio`` is measured by ideal, the best round of each. Memory is the
+growth of the resident set from the second round to the last.
 """
 
 from __future__ import annotations
