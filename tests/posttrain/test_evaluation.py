@@ -90,8 +90,8 @@ def test_every_benchmark_has_several_templates_unless_its_form_is_the_task() -> 
 
 
 def test_what_is_missing_is_told_with_every_place(tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     with pytest.raises(UsageError, match=r"math500 is not here; looked at .*math500\.jsonl\.gz.*"):
         suites(Wanted("math500", str(tmp_path)))
 

@@ -240,7 +240,7 @@ def test_a_finished_run_goes_on_longer_and_on_other_ranks(
     assert (about["world_size"], about["zero_stage"]) == (2, 2)
     assert about["progress"] == {"updates": STEPS + 2}
     settings = run.manifest()["changes"][0]["settings"]
-    assert settings["learner.ranks"] == {"before": 1, "after": 2}
+    assert settings["learner.ranks"] == {"before": 0, "after": 2}
 
 
 # the disk

@@ -464,6 +464,7 @@ def test_a_rank_with_four_rows_has_the_gradient_of_two_with_two(
         async def work(learner):
             await learner.train(batch)
             await learner.save(folder / "state")
+            await learner.saved(folder / "state")
 
         use(config, folder, work)
         state = torch.load(

@@ -93,7 +93,7 @@ def test_a_cache_with_windows_is_kept_apart_and_right():
         layer_types=["sliding_attention", "full_attention"],
     )
     model = Qwen3ForCausalLM(config).eval()
-    asks = [ask(str(i), n=6 + i, temperature=0, prompt=np.arange(5 + i, 15)) for i in range(6)]
+    asks = [ask(str(i), n=40 + i, temperature=0, prompt=np.arange(5 + i, 15)) for i in range(6)]
 
     async def main():
         decoder = Decoder(model, max_rows=8)
