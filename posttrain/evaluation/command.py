@@ -60,11 +60,15 @@ def _eval(options: argparse.Namespace) -> int:
     )
     result = evaluate_benchmarks(job, report=lambda text: print(text, file=sys.stderr))
     _table(result["benchmarks"])
+    shown = ("accuracy", "interval", "format_failures", "template_spread")
     headline = {
-        name: {key: one[key] for key in ("accuracy", "interval", "format_failures")}
-        | {"template_spread": one["template_spread"]}
-        for name, one in result["benchmarks"].items()
+        name: {key: one[key] for key in shown} for name, one in result["benchmarks"].items()
     }
+    for name, one in result["benchmarks"].items():
+        for template in one["templates"].values():
+            if "safety" in template:
+                headline[name]["safety"] = template["safety"]
+                _tell_safety(name, template["safety"])
     print(json.dumps({"out": str(out), "benchmarks": headline}))
     return 0
 
@@ -83,6 +87,16 @@ def _table(benchmarks: dict[str, Any]) -> None:
         if len(one["templates"]) > 1:
             table.add_row(name, "mean of templates", *_cells(one), style="bold")
     Console(file=sys.stderr).print(table)
+
+
+def _tell_safety(name: str, balance: dict[str, Any]) -> None:
+    for mistake, one in balance.items():
+        low, high = (_percent(share) for share in one["interval"])
+        print(
+            f"{name}: {mistake.replace('_', ' ')} {_percent(one['share'])} [{low}, {high}] of "
+            f"{one['n']}",
+            file=sys.stderr,
+        )
 
 
 def _cells(numbers: dict[str, Any]) -> list[str]:
