@@ -128,7 +128,9 @@ def measure(
     start = tokenizer.eos_token_id if start is None else start
     if start is None:
         raise UsageError("the tokenizer has neither bos nor eos: nothing precedes the first token")
-    ids = [tokenizer(one.text, add_special_tokens=False)["input_ids"] for one in documents]
+    # verbose warns of texts beyond the model's window, which are cut into windows below
+    encoded = [tokenizer(d.text, add_special_tokens=False, verbose=False) for d in documents]
+    ids = [one["input_ids"] for one in encoded]
     pieces = [
         (i, one) for i, line in enumerate(ids) for one in windows(line, start, window, stride)
     ]
@@ -169,7 +171,7 @@ def _score(policy: Policy, batch: Sequence[Window]) -> list[float]:
     scored = torch.cat(
         [torch.arange(end - one.scored, end) for one, end in zip(batch, ends, strict=True)]
     )
-    logprobs, _ = policy(
+    logprobs, *_ = policy(
         packed.to(device),
         torch.cat([torch.arange(n) for n in lengths]).to(device),
         Layout.of(lengths, device),
