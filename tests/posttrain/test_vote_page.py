@@ -128,8 +128,8 @@ def test_the_keys_vote_in_a_browser(tmp_path: Path) -> None:
     page = files("posttrain.evaluation").joinpath("vote.html").read_text()
     pressed = """<script>
         const press = (key) => document.dispatchEvent(new KeyboardEvent("keydown", { key }));
-        const keys = ["ArrowLeft", "s", "ArrowRight"];
-        keys.forEach((key, i) => setTimeout(press, 1500 * (i + 1), key));
+        const order = ["ArrowLeft", "s", "ArrowRight"];
+        order.forEach((key, i) => setTimeout(press, 1500 * (i + 1), key));
         </script>"""
     handler = _handler(poll, page.replace("__TOKEN__", "secret") + pressed, "secret")
     with serving(ThreadingHTTPServer(("127.0.0.1", 0), handler)) as port:
