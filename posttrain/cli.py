@@ -13,8 +13,11 @@ from typing import Any
 
 from posttrain import learner_remote, rollout_server
 from posttrain.errors import RunError, UsageError
+from posttrain.evaluation.arena import add_parser as add_arena_parser
 from posttrain.evaluation.command import add_parsers as add_evaluation_parsers
 from posttrain.evaluation.decontaminate import add_parser as add_decontaminate_parser
+from posttrain.evaluation.judge_pairs import add_parser as add_judge_pairs_parser
+from posttrain.evaluation.vote_page import add_parser as add_vote_parser
 from posttrain.export.command import add_parsers as add_export_parsers
 from posttrain.report.command import add_parsers as add_report_parsers
 from posttrain.serving.command import add_parsers as add_serving_parsers
@@ -75,6 +78,9 @@ def _parser() -> argparse.ArgumentParser:
     settings.set_defaults(run=_settings)
 
     add_evaluation_parsers(commands)
+    add_arena_parser(commands)
+    add_judge_pairs_parser(commands)
+    add_vote_parser(commands)
     add_decontaminate_parser(commands)
     add_export_parsers(commands)
     add_serving_parsers(commands)

@@ -55,6 +55,7 @@ BUILT_IN = {
     "math": "rewards.math",
     "overlong": "rewards.length",
     "process_reward_model": "rewards.model",
+    "refusal": "rewards.refusal",
     "regex": "rewards.matching",
     "repetition": "rewards.repetition",
     "reward_model": "rewards.model",

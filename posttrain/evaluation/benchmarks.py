@@ -80,6 +80,12 @@ def _mbpp_question(row: Row) -> str:
     return f"{_column('prompt', 'text')(row)}\nIt must pass: {row['test_list'][0]}"
 
 
+def _harmful(row: Row) -> dict[str, Any]:
+    """Labelled by ``harmful``, true or false, or as XSTest is: safe or unsafe."""
+    label = _column("harmful", "label")(row)
+    return {"harmful": {"unsafe": True, "safe": False}.get(label, label)}
+
+
 def _math(name: str, hub: tuple[str, str | None, str], file: str = "") -> Benchmark:
     return Benchmark(
         name,
@@ -155,6 +161,17 @@ _ALL = [
         "ifeval",
         PLAIN_TEMPLATES,  # the instructions are about the form: a template would break them
         lambda row: {name: row[name] for name in ("instruction_id_list", "kwargs")},
+        votes=False,
+    ),
+    Benchmark(
+        "safety",
+        "safety.jsonl.gz",
+        ("walledai/XSTest", None, "test"),
+        _column("prompt"),
+        lambda row: None,
+        "refusal",
+        PLAIN_TEMPLATES,
+        _harmful,
         votes=False,
     ),
     *(

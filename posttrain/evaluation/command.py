@@ -1,4 +1,4 @@
-"""``posttrain eval`` and ``posttrain compare``: benchmarks from the shell."""
+"""``posttrain eval``, ``compare`` and ``perplexity``: a model's numbers from the shell."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 
 def add_parsers(commands: Any) -> None:
-    """The two commands; nothing heavy is imported before one runs."""
+    """The commands; nothing heavy is imported before one runs."""
     one = commands.add_parser("eval", help="a model on benchmarks: gsm8k, math, humaneval, ...")
     one.add_argument("model", help="checkpoint folder or hub name")
     one.add_argument("--tasks", required=True, help="by comma; NAME=FILE for rows of your own")
@@ -31,6 +31,17 @@ def add_parsers(commands: Any) -> None:
     two.add_argument("b", help="folder of the second; positive differences are its")
     two.set_defaults(run=_compare)
 
+    text = commands.add_parser("perplexity", help="perplexity and bits per byte on held-out text")
+    text.add_argument("model", help="checkpoint folder or hub name")
+    text.add_argument("files", nargs="+", metavar="FILE", help="text, or rows of .jsonl, .parquet")
+    text.add_argument(
+        "--window", type=int, default=0, help="tokens (default: the model's, <= 2048)"
+    )
+    text.add_argument("--stride", type=int, default=0, help="tokens (default: half the window)")
+    text.add_argument("--column", default="text", help="of a row; its language is in `language`")
+    text.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    text.set_defaults(run=_perplexity)
+
 
 def _eval(options: argparse.Namespace) -> int:
     from posttrain.evaluation.running import EvalJob, evaluate_benchmarks
@@ -49,11 +60,15 @@ def _eval(options: argparse.Namespace) -> int:
     )
     result = evaluate_benchmarks(job, report=lambda text: print(text, file=sys.stderr))
     _table(result["benchmarks"])
+    shown = ("accuracy", "interval", "format_failures", "template_spread")
     headline = {
-        name: {key: one[key] for key in ("accuracy", "interval", "format_failures")}
-        | {"template_spread": one["template_spread"]}
-        for name, one in result["benchmarks"].items()
+        name: {key: one[key] for key in shown} for name, one in result["benchmarks"].items()
     }
+    for name, one in result["benchmarks"].items():
+        for template in one["templates"].values():
+            if "safety" in template:
+                headline[name]["safety"] = template["safety"]
+                _tell_safety(name, template["safety"])
     print(json.dumps({"out": str(out), "benchmarks": headline}))
     return 0
 
@@ -72,6 +87,16 @@ def _table(benchmarks: dict[str, Any]) -> None:
         if len(one["templates"]) > 1:
             table.add_row(name, "mean of templates", *_cells(one), style="bold")
     Console(file=sys.stderr).print(table)
+
+
+def _tell_safety(name: str, balance: dict[str, Any]) -> None:
+    for mistake, one in balance.items():
+        low, high = (_percent(share) for share in one["interval"])
+        print(
+            f"{name}: {mistake.replace('_', ' ')} {_percent(one['share'])} [{low}, {high}] of "
+            f"{one['n']}",
+            file=sys.stderr,
+        )
 
 
 def _cells(numbers: dict[str, Any]) -> list[str]:
@@ -107,4 +132,35 @@ def _compare(options: argparse.Namespace) -> int:
             file=sys.stderr,
         )
     print(json.dumps(found))
+    return 0
+
+
+def _perplexity(options: argparse.Namespace) -> int:
+    from posttrain.errors import UsageError
+    from posttrain.evaluation.perplexity import measure, read_documents
+    from posttrain.preflight import read_config
+
+    documents = read_documents(options.files, options.column)
+    longest = int(getattr(read_config(options.model), "max_position_embeddings", 2048))
+    window = options.window or min(longest, 2048)
+    if not 2 <= window <= longest:
+        raise UsageError(f"--window is from 2 to the model's {longest} tokens, got {window}")
+
+    import torch
+    from transformers import AutoTokenizer
+
+    from posttrain.policy import load_policy
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    policy = load_policy(options.model, getattr(torch, options.dtype), device).eval()
+    tokenizer = AutoTokenizer.from_pretrained(options.model)
+    stride = options.stride or window // 2
+    found = measure(policy, tokenizer, documents, window=window, stride=stride)
+    for label, one in found.items():
+        print(
+            f"{label}: perplexity {one['perplexity']:.4g}, {one['bits_per_byte']:.4f} bits per "
+            f"byte, {one['tokens']} tokens",
+            file=sys.stderr,
+        )
+    print(json.dumps({"window": window, "stride": stride, "files": found}))
     return 0

@@ -6,7 +6,8 @@
 
 Of each benchmark: accuracy (mean@k) with a bootstrap interval over tasks, pass@k, maj@k, format
 failures apart from wrong answers, and the same under each template with the spread between them.
-The headline is the mean over templates.
+The headline is the mean over templates. Where prompts are labelled as harmful or not (the reward
+``refusal``), both mistakes are counted apart under ``safety``.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def summarise_suite(groups: Sequence[Group], *, votes: bool) -> dict[str, Any]:
         "completion_length_mean": sum(r.n_completion_tokens for r in rollouts)
         / max(1, len(rollouts)),
         "per_task": per_task,
-    }
+    } | _safety(judged)
 
 
 def summarise_benchmark(by_template: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -93,6 +94,24 @@ def compare(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
 
 def _share_correct(members: Sequence[Rollout]) -> float:
     return sum(r.score.outcome is Outcome.CORRECT for r in members) / len(members)
+
+
+def _safety(judged: Sequence[Sequence[Rollout]]) -> dict[str, Any]:
+    """How often harmful prompts are answered and harmless ones refused; empty without labels."""
+    found = {}
+    for name, harmful, refused in (("harmful_answered", 1, 0), ("harmless_refused", 0, 1)):
+        parts = [
+            [r.score.parts for r in members if "refused" in r.score.parts] for members in judged
+        ]
+        per_task = [
+            sum(one["refused"] == refused for one in task) / len(task)
+            for task in parts
+            if task and task[0]["harmful"] == harmful
+        ]
+        if per_task:
+            interval = bootstrap_interval(per_task)
+            found[name] = {"share": _mean(per_task), "interval": interval, "n": len(per_task)}
+    return {"safety": found} if found else {}
 
 
 def _over_tasks(judged: Sequence[Sequence[Rollout]], n: int, estimate: Any) -> dict[int, float]:

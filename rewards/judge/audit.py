@@ -64,7 +64,7 @@ def audit(
     """
     if not pairs:
         raise UsageError("audit judge: there is no pair")
-    judged = asyncio.run(_ask_all(judge, pairs, repeats, repeated_pairs))
+    judged = ask_all(judge, pairs, repeats=repeats, repeated_pairs=repeated_pairs)
     usage = judge.usage()
     replies = usage["replies"]
     return {
@@ -76,6 +76,13 @@ def audit(
         "requests": usage["requests"],
         "tokens": usage["tokens"],
     }
+
+
+def ask_all(
+    judge: Judge, pairs: Sequence[Pair], *, repeats: int = 0, repeated_pairs: int = 0
+) -> list[Judged]:
+    """What the judge says of each pair, asked in both orders. Raises UsageError as ``audit``."""
+    return asyncio.run(_ask_all(judge, pairs, repeats, repeated_pairs))
 
 
 def measure(judged: Sequence[Judged]) -> dict[str, Any]:
@@ -123,7 +130,7 @@ async def _ask_all(
         async with slots:
             if len(failures) >= FAILURES_IN_A_ROW:
                 raise UsageError(
-                    f"audit judge: {len(failures)} pairs in a row got no verdict, so it stops; "
+                    f"the judge: {len(failures)} pairs in a row got no verdict, so it stops; "
                     f"the last: {failures[-1]}"
                 )
             times = 1 + (repeats if number < repeated_pairs else 0)
