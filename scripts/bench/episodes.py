@@ -19,7 +19,7 @@ import asyncio
 import json
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -39,8 +39,8 @@ class Waiting(ToolEnv):
 
     pause = 0.0
 
-    def judge(self, message):
-        return message["content"] == self.task.answer
+    def judge(self, message: envs.Message) -> bool:
+        return bool(message["content"] == self.task.answer)
 
 
 class Plain(Waiting):
@@ -90,12 +90,14 @@ class Script:
 
 def play(env: type[Waiting], episodes: int, calls: int) -> float:
     """Seconds of all episodes, played at once. Raises RuntimeError when one is not correct."""
-    environment = envs.Episodes("bench", None, env)
+    environment = envs.Episodes("bench", envs.generated(lambda rng: TASK), env)
     sampling, limits = Sampling(1), EpisodeLimits(calls + 1, 100_000, 60.0)
 
     async def all_at_once() -> float:
+        engine = cast(Any, AtOnce())
         players = [
-            Player(AtOnce(), environment, Script(calls), sampling, limits) for _ in range(episodes)
+            Player(engine, environment, cast(Any, Script(calls)), sampling, limits)
+            for _ in range(episodes)
         ]
         started = time.perf_counter()
         groups = await asyncio.gather(
@@ -119,7 +121,9 @@ def measure(env: type[Waiting], args: argparse.Namespace) -> dict[str, float]:
     """The best of the rounds, by the ideal, and the growth of memory."""
     places = min(WORLDS.threads, args.episodes) if env is Plain else args.episodes
     waits = args.episodes / places * args.calls * args.tool_ms / 1000
-    own, took, memory = [], [], []
+    own: list[float] = []
+    took: list[float] = []
+    memory: list[float] = []
     for _ in range(args.rounds):  # taken in turns: other work on the machine meets both
         for pause, seconds in ((0.0, own), (args.tool_ms / 1000, took)):
             env.pause = pause
