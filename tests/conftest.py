@@ -11,6 +11,7 @@ _DEAR = {
 }
 
 
+@pytest.hookimpl(tryfirst=True)  # before the plugin reads the groups
 def pytest_collection_modifyitems(items):
     """With ``-n 2 --dist loadgroup`` a file stays together, and so do those that share a server."""
     for item in items:

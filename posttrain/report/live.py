@@ -136,10 +136,10 @@ class _Handler(BaseHTTPRequestHandler):
 
 def serve(run: Path, port: int) -> int:
     """Until Ctrl-C."""
-    with Server(LiveReport(run), port) as server:
-        print(f"{server.url}  (Ctrl-C ends it)", flush=True)
-        try:
+    try:
+        with Server(LiveReport(run), port) as server:
+            print(f"{server.url}  (Ctrl-C ends it)", flush=True)
             server.serve_forever()
-        except KeyboardInterrupt:
-            return 0
+    except KeyboardInterrupt:
+        pass  # the ordinary end
     return 0

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from posttrain.run_dir import RunDir
+from tests.posttrain.two_hosts import without_ranks
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "scripts" / "slurm" / "grpo.sbatch"
@@ -41,7 +42,7 @@ def slurm(tmp_path, checkpoint):
         tool = tools / name
         tool.write_text(f'#!/bin/sh\nexec {sys.executable} {SHIM} {name} "$@"\n')
         tool.chmod(tool.stat().st_mode | stat.S_IXUSR)
-    environment = os.environ | {
+    environment = without_ranks() | {
         "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": str(ROOT),
         "OMP_NUM_THREADS": "1",

@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -31,8 +32,9 @@ class TwoHosts:
         self._processes = []
 
     def __enter__(self):
-        for folder in self.folders:
+        for host, folder in enumerate(self.folders):
             (folder / "tmp").mkdir(parents=True)
+            self._short(host).symlink_to(folder / "tmp")
         try:
             for name in self._ids:
                 _ip("netns", "add", name)
@@ -56,6 +58,12 @@ class TwoHosts:
                 except ProcessLookupError:
                     """It has ended."""
             subprocess.run(["ip", "netns", "del", name], capture_output=True)
+        for host in range(len(self.folders)):
+            self._short(host).unlink(missing_ok=True)
+
+    def _short(self, host):
+        """A name for the host's temporary folder: vLLM's sockets there have at most 107 letters."""
+        return Path(tempfile.gettempdir()) / self._ids[host]
 
     def _join(self, link):
         one, two = self._ids
@@ -114,11 +122,17 @@ class TwoHosts:
 
     def environment(self, host):
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        own = {"TMPDIR": str(self.folders[host] / "tmp"), "PYTHONPATH": str(ROOT), "PATH": path}
-        return dict(os.environ) | own | {"OMP_NUM_THREADS": "1"}
+        own = {"TMPDIR": str(self._short(host)), "PYTHONPATH": str(ROOT), "PATH": path}
+        return without_ranks() | own | {"OMP_NUM_THREADS": "1"}
 
     def log(self, host, name):
         return (self.folders[host] / name).read_text(errors="replace")
+
+
+def without_ranks():
+    """This process's environment, less what a learner that ran in it has left there."""
+    left = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    return {name: value for name, value in os.environ.items() if name not in left}
 
 
 def require():
