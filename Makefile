@@ -27,10 +27,10 @@ test-host: # the same, and Chromium for the report page
 	@scripts/sandbox_host.sh --tests || echo "without them the tests that need them skip, and say so"
 
 test: lint test-host ## ruff, mypy and every test
-	$(PY) -m pytest --numprocesses 2 --dist loadgroup
+	$(PY) -m pytest
 
-test-fast: setup ## the tests that take less than 20 s each
-	$(PY) -m pytest -m "not slow"
+test-fast: setup ## the tests that take less than 20 s each, in two processes
+	$(PY) -m pytest -m "not slow" --numprocesses 2 --dist loadgroup
 
 lock: setup ## write requirements/lock.txt from .venv
 	scripts/lock.sh

@@ -66,7 +66,10 @@ class Job:
     def find(self, *words):
         """The pid of a descendant whose command line holds all words."""
         for child in psutil.Process(self.process.pid).children(recursive=True):
-            line = " ".join(child.cmdline())
+            try:
+                line = " ".join(child.cmdline())
+            except psutil.NoSuchProcess:  # it has ended, or is a zombie
+                continue
             if all(word in line for word in words) and "server_guard" not in line:
                 return child.pid
         raise AssertionError(f"no process with {words}")

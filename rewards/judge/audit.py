@@ -147,8 +147,9 @@ async def _ask_all(
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(ask(n, pair)) for n, pair in enumerate(pairs)]
-    except* UsageError as stopped:
-        raise stopped.exceptions[0] from None
+    except ExceptionGroup as several:  # except* would wrap what it raises in a group again
+        stopped = several.subgroup(UsageError)
+        raise (several if stopped is None else stopped.exceptions[0]) from None
     finally:
         await judge.aclose()
     return [task.result() for task in tasks]
