@@ -17,6 +17,7 @@ from pathlib import Path
 import data_gen
 import envs
 import posttrain
+from posttrain.api import evaluate
 from posttrain.config import make_config
 
 TASK = {"min_terms": 4, "max_terms": 6, "max_digits": 1}
@@ -32,7 +33,7 @@ def accuracy(model: Path, logs: Path) -> float:
             "evaluation": {"tasks": 300},
         }
     )
-    return posttrain.evaluate(config, logs=logs).accuracy
+    return evaluate(config, logs=logs).accuracy
 
 
 if __name__ == "__main__":
