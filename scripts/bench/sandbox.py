@@ -86,7 +86,8 @@ def percentile(values: list[float], share: float) -> float:
 
 
 def measure(name: str, programs: int, places: int) -> dict[str, Any]:
-    sandbox = rewards.sandbox.load(name, allow_unsafe=name == "process", places=places)
+    size = {"containers" if name == "docker" else "places": places}
+    sandbox = rewards.sandbox.load(name, allow_unsafe=name == "process", **size)
     try:
 
         def run() -> bool:
