@@ -17,8 +17,8 @@ from envs import Environment
 from posttrain.attached import check_servers
 from posttrain.checkpoint import Start, find_start
 from posttrain.config import GrpoConfig, GrpoSettings, Settings, make_config
-from posttrain.evaluate import read_result
 from posttrain.execution import evaluate_model, execute
+from posttrain.held_out import read_result
 from posttrain.job import model_folder
 from posttrain.preparation import prepare
 from posttrain.presets import explain

@@ -22,7 +22,7 @@ from posttrain.checkpoint import Start
 from posttrain.console import Console
 from posttrain.engines import make_engine
 from posttrain.errors import RunError
-from posttrain.evaluate import evaluate, read_result
+from posttrain.held_out import evaluate, read_result
 from posttrain.job import Job, model_folder, probe_ids, restored_base
 from posttrain.learner_process import make_learner
 from posttrain.loop import train

@@ -27,8 +27,8 @@ from posttrain.config import GrpoConfig
 from posttrain.console import Console
 from posttrain.engine_settings import choices_text
 from posttrain.errors import RunError, first_error
-from posttrain.evaluate import evaluate
 from posttrain.expert_load import collapse_text
+from posttrain.held_out import evaluate
 from posttrain.logprob_server import SENTENCE, LogprobServer
 from posttrain.preparation import Prepared
 from posttrain.rollout import Player

@@ -52,7 +52,7 @@ ORDER = [
     *("learner_state", "critic", "learner"),
     *("learner_inline", "rank_link", "rank_places", "learner_rank", "learner_remote"),
     *("learner_process", "calibration"),
-    *("logprob_server", "step", "checkpoint", "evaluate"),
+    *("logprob_server", "step", "checkpoint", "held_out"),
     *("console", "trackers", "trainers", "report"),
     *("preflight", "tasks", "preparation", "job", "loop", "execution", "evaluation"),
     "resumption",

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.errors import UsageError
-from posttrain.evaluate import pass_at_k
 from posttrain.evaluation.statistics import Vote, bootstrap_interval, majority_at_k, paired_test
+from posttrain.held_out import pass_at_k
 from posttrain.types import Group, Rollout
 from rewards import Outcome
 from rewards.math import final_answer

@@ -1,7 +1,7 @@
 """Numbers over samples of tasks: majority votes, intervals by resampling tasks, paired tests.
 
 Tasks are the units everywhere: samples of one task are not independent, so it is tasks that are
-resampled. pass@k is ``posttrain.evaluate.pass_at_k``.
+resampled. pass@k is ``posttrain.held_out.pass_at_k``.
 """
 
 from __future__ import annotations

@@ -26,9 +26,9 @@ from envs import Environment
 from posttrain.chat import Chat
 from posttrain.embedded import EmbeddedEngine
 from posttrain.errors import RunError, UsageError
-from posttrain.evaluate import summarise
 from posttrain.execution import run_async
 from posttrain.export.checkpoint import dtype_of, load_model
+from posttrain.held_out import summarise
 from posttrain.jsonl import read_lines
 from posttrain.preparation import Prepared, prepare
 from posttrain.run_dir import RunDir

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from posttrain.evaluate import wilson
+from posttrain.held_out import wilson
 
 BINS = 10
 Array = NDArray[np.float64]

@@ -3,7 +3,7 @@ import math
 import pytest
 
 from envs import EndReason
-from posttrain.evaluate import pass_at_k, summarise, wilson
+from posttrain.held_out import pass_at_k, summarise, wilson
 from posttrain.types import Group, Rollout
 from rewards import Outcome, Score
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from posttrain.config import GrpoConfig
-from posttrain.evaluate import wilson
+from posttrain.held_out import wilson
 from posttrain.report import write_report
 from posttrain.report.alarms import alarms
 from posttrain.report.history import History
