@@ -15,12 +15,13 @@ Nothing is parsed, let alone run; the time is linear in the text.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from rewards.answer_text import after_thinking
 from rewards.code.languages import language_of_fence
 
-_FENCE = re.compile(r" {0,3}(?P<mark>`{3,}|~{3,})(?P<info>[^\n`]*)$")
+_FENCE = re.compile(r"^ {0,3}(?P<mark>`{3,}|~{3,})(?P<info>[^\n`]*)$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,24 +30,19 @@ class Block:
     code: str
 
 
-def blocks(text: str) -> list[Block]:
-    """All fenced blocks, in order."""
-    found: list[Block] = []
-    mark, language = "", ""
-    lines: list[str] = []
-    for line in text.replace("\r\n", "\n").split("\n"):
-        match = _FENCE.match(line)
+def spans(text: str) -> Iterator[tuple[str, int, int]]:
+    """All fenced blocks, in order: language, and where the code starts and ends in ``text``."""
+    mark, language, start = "", "", 0
+    for fence in _FENCE.finditer(text):
         if not mark:
-            if match:
-                mark, language, lines = match["mark"], language_of_fence(match["info"]), []
-        elif match and match["mark"].startswith(mark) and not match["info"].strip():
-            found.append(Block(language, "\n".join(lines) + "\n"))
+            mark, info = fence.groups()
+            language = language_of_fence(info) if info else ""
+            start = min(fence.end() + 1, len(text))
+        elif fence[1].startswith(mark) and not fence[2].strip():
+            yield language, start, fence.start()
             mark = ""
-        else:
-            lines.append(line)
     if mark:
-        found.append(Block(language, "\n".join(lines)))
-    return found
+        yield language, start, len(text)
 
 
 def program(response: str, language: str | None = None, *, bare: bool = False) -> Block | None:
@@ -57,10 +53,14 @@ def program(response: str, language: str | None = None, *, bare: bool = False) -
     text = after_thinking(response)
     if text is None:
         return None
-    found = blocks(text)
-    wanted = [one for one in found if language is None or one.language in ("", language)]
-    if wanted:
-        return wanted[-1]
-    if bare and not found and text.strip():
+    text = text.replace("\r\n", "\n")
+    last, fenced = None, False
+    for span in spans(text):
+        fenced = True
+        if language is None or span[0] in ("", language):
+            last = span
+    if last:
+        return Block(last[0], text[last[1] : last[2]])
+    if bare and not fenced and text.strip():
         return Block("", text)
     return None

@@ -143,7 +143,8 @@ def test_wrong_answer(battle: dict[tuple[str, str], Judged], key: tuple[str, str
     assert judged.score.outcome in (Outcome.WRONG, Outcome.UNPARSEABLE), judged.score
     assert len(judged.score.detail.encode("utf-8")) < 5000  # can be written down
     assert judged.took_s < JUDGED_S
-    assert judged.cpu_s < 1.0, f"the judge itself spent {judged.cpu_s:.1f} s on it"
+    # Megabytes of fences take about half a second; a busy neighbour core can triple that.
+    assert judged.cpu_s < 3.0, f"the judge itself spent {judged.cpu_s:.1f} s on it"
     assert judged.after is not None, f"the answer after it was not judged: {judged.error}"
     assert judged.after.outcome is Outcome.CORRECT, judged.after
 

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -274,8 +273,8 @@ def zombie(pid):
 
 def test_the_package_is_light():
     code = (
-        "import sys, rewards.math; print({'sympy','mpmath','math_verify','torch'} & {*sys.modules})"
+        "import sys, threading, rewards.math; "
+        "print({'sympy','mpmath','math_verify','torch'} & {*sys.modules}, threading.active_count())"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-    assert done.stdout.strip() == "set()"
-    assert threading.active_count() < 50
+    assert done.stdout.strip() == "set() 1"

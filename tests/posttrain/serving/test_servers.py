@@ -7,6 +7,7 @@ by the engine. Greedy answers are those of the training model.
 import asyncio
 import contextlib
 import os
+import re
 import subprocess
 import sys
 
@@ -244,5 +245,6 @@ def test_the_terminal_talks_to_it(server):
         env=os.environ | {"POSTTRAIN_API_KEY": KEY},
     )
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("tokens/s]") == 2
+    # A rate needs two pieces of text with time between them, which is the server's to decide.
+    assert len(re.findall(r"\[\d tokens?, .*\d s", done.stderr)) == 2
     assert "temperature: 0" in done.stderr

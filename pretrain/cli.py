@@ -1,0 +1,37 @@
+"""``pretrain <command>``: the Python API written down for the shell.
+
+Exit codes: 0 done, 1 the work had to stop, 2 bad input (nothing was written), 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from pretrain.errors import RunError, UsageError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parse, then import what the command needs."""
+    options = _parser().parse_args(arguments)
+    try:
+        return int(options.run(options))
+    except UsageError as error:
+        print(f"pretrain: {error}", file=sys.stderr)
+        return 2
+    except RunError as error:
+        print(f"pretrain: stopped. {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt as interrupt:
+        print(f"pretrain: interrupted. {interrupt}".rstrip(". "), file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="pretrain", description=__doc__.splitlines()[0])
+    parser.add_subparsers(dest="command", required=True, metavar="command")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
