@@ -304,6 +304,8 @@ class Atoms(Cursor):
         self.expect("^")
         end = self.argument()
         body = self.deeper(self.product)
+        if variable == ("const", "i"):  # here it runs, and is not the imaginary unit
+            variable, body = ("sym", "i"), _replaced(body, variable, ("sym", "i"))
         return (name, body, variable, start, end)
 
     def _function(self, name: str) -> Node:
@@ -350,6 +352,13 @@ class Atoms(Cursor):
         ):
             factors.append(self.factor())
         return signed(sign, product_of(factors))
+
+
+def _replaced(node: Node, old: Node, new: Node) -> Node:
+    """The node with every ``old`` in it replaced."""
+    if node == old:
+        return new
+    return tuple(_replaced(part, old, new) if isinstance(part, tuple) else part for part in node)
 
 
 def _joined(node: Node) -> str:

@@ -30,6 +30,7 @@ from __future__ import annotations
 from rewards.math.atoms import GREEK, Atoms
 from rewards.math.cursor import Node, product_of, signed, written
 from rewards.math.limits import MAX_ITEMS, TooLarge, Unreadable
+from rewards.math.normal import usual
 from rewards.math.tokens import FUNCTIONS, tokenise
 from rewards.math.units import UNITS
 
@@ -40,7 +41,7 @@ _SHORT_WORDS = {"no", "am", "pm", "an"}
 
 def parse(text: str, group: bool = True) -> Node:
     """The node of one answer. Raises Unreadable (TooLarge for what exceeds a bound)."""
-    parser = Parser(tokenise(text, group))
+    parser = Parser(tokenise(usual(text), group))
     node = parser.answer()
     if parser.next.kind != "eof":
         raise Unreadable(f"nothing is expected before {parser.next.value!r}")

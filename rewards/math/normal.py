@@ -31,6 +31,13 @@ _TRAILING_UNIT = re.compile(
 _NUMBER = re.compile(
     r"(?:\\?\$)?([-+]?)(?:\\?\$)?((?:[1-9]\d{0,2}(?:,\d{3})+|\d{1,15})(?:\.\d{1,6})?)"
 )
+_UNIT_WORD = r"\{\s*\\(?:text|mathrm|textrm)\{\s*([A-Za-z]{1,20})\s*\}\s*\}"
+_UNIT_FRACTION = re.compile(rf"\\[dtc]?frac\s*{_UNIT_WORD}\s*{_UNIT_WORD}")
+_INTERVAL = r"(?:\\left\s*)?([\[\]])([^\[\]]{1,200}?[,;][^\[\]]{1,200}?)(?:\\right\s*)?([\[\]])"
+_ONE_INTERVAL = re.compile(_INTERVAL)
+_INTERVALS = re.compile(
+    rf"\s*(?:[a-zA-Z]\s*\\in\s*)?{_INTERVAL}(?:\s*(?:\\cup|∪)\s*{_INTERVAL}){{0,50}}[\s.]*"
+)
 _LETTERS = re.compile(r"(?<![\\A-Za-z])[A-Za-z]")
 _SPACES = re.compile(r"(?<!\d)\s+|\s+(?!\s|\d)")  # 4 2 is not 42
 _AROUND = " \t\n,;:*"  # and a point behind, but .5 is not 5
@@ -67,6 +74,17 @@ def decimal_comma(text: str) -> str:
     """``0,111`` and ``1000,99`` as 0.111 and 1000.99; ``1,5`` stays a list of two."""
     match = _DECIMAL_COMMA.fullmatch(normalised(text))
     return f"{match[1]}.{match[2]}" if match else text
+
+
+def usual(text: str) -> str:
+    """``text`` with two foreign spellings in the usual one: intervals whose open ends are brackets
+    turned outwards, ]0,1[ for (0,1), and units as a fraction, which becomes ``\\text{m/s}``."""
+    text = _UNIT_FRACTION.sub(lambda match: f"\\text{{ {match[1]}/{match[2]}}}", text)
+    if _INTERVALS.fullmatch(text) is None:
+        return text
+    return _ONE_INTERVAL.sub(
+        lambda match: f"{'(['[match[1] == '[']}{match[2]}{'])'[match[3] == '[']}", text
+    )
 
 
 def without_unit(gold: str, pred: str, gold_named: bool, pred_named: bool) -> list[tuple[str, str]]:
