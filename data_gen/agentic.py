@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 from data_gen.errors import UsageError
 from data_gen.pipeline import Ask, Item
-from data_gen.records import Provenance, Record, content_hash
-from data_gen.running import Common, Plan, run
+from data_gen.records import Provenance, Record
+from data_gen.running import Common, run
 from data_gen.servers import Reply
 from data_gen.simulation import (
     DONE,
@@ -34,7 +34,7 @@ from data_gen.simulation import (
     read_json,
     transcript,
 )
-from data_gen.writing import Writing, flaw, row_items, said, source_rows, user, whole
+from data_gen.writing import Writing, flaw, rows_plan, said, source_rows, user, whole
 from rewards import Outcome, Score
 
 if TYPE_CHECKING:
@@ -69,13 +69,8 @@ def agentic(toolsets: Any, servers: Any, out: str | Path, **settings: Any) -> Da
     rows = source_rows(toolsets, "tools")
     for number, row in enumerate(rows, start=1):
         _check_tools(row["tools"], number)
-    job = {
-        "generator": GENERATOR,
-        "toolsets": content_hash([row["tools"] for row in rows]),
-        "seed": common.seed,
-        "settings": chosen.told(),
-    }
-    plan = Plan(job, row_items(rows), _Agentic(chosen, common.seed), len(rows))
+    content = [row["tools"] for row in rows]
+    plan = rows_plan(GENERATOR, _Agentic, chosen, common.seed, toolsets=(rows, content))
     return run(plan, servers, out, common)
 
 

@@ -24,14 +24,14 @@ from typing import TYPE_CHECKING, Any
 from data_gen.documents import QUESTIONS, left_out, read_questions, ungrounded
 from data_gen.errors import UsageError
 from data_gen.pipeline import Ask, Item
-from data_gen.records import Record, content_hash, derived_seed
-from data_gen.running import Common, Plan, run
+from data_gen.records import Record, derived_seed
+from data_gen.running import Common, run
 from data_gen.servers import Reply
 from data_gen.writing import (
     Writing,
     flaw,
     provenance,
-    row_items,
+    rows_plan,
     said,
     source_of,
     source_rows,
@@ -92,13 +92,8 @@ def knowledge_boundary(documents: Any, servers: Any, out: str | Path, **settings
     common, rest = Common.split(settings, Boundary)
     chosen = Boundary(**rest)
     rows = source_rows(documents, "text")
-    job = {
-        "generator": GENERATOR,
-        "documents": content_hash([str(row["text"]) for row in rows]),
-        "seed": common.seed,
-        "settings": chosen.told(),
-    }
-    plan = Plan(job, row_items(rows), _Boundary(chosen, common.seed), len(rows))
+    content = [str(row["text"]) for row in rows]
+    plan = rows_plan(GENERATOR, _Boundary, chosen, common.seed, documents=(rows, content))
     return run(plan, servers, out, common)
 
 

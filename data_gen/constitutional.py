@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 from data_gen.errors import UsageError
 from data_gen.pipeline import Ask, Item
-from data_gen.records import Record, content_hash, derived_seed
-from data_gen.running import Common, Plan, run
+from data_gen.records import Record, derived_seed
+from data_gen.running import Common, run
 from data_gen.servers import Reply
 from data_gen.writing import (
     Writing,
     flaw,
     provenance,
-    row_items,
+    rows_plan,
     said,
     source_of,
     source_rows,
@@ -86,13 +86,8 @@ def constitutional(prompts: Any, servers: Any, out: str | Path, **settings: Any)
     rows = source_rows(prompts, "prompt")
     if not all(isinstance(row["prompt"], str) for row in rows):
         raise UsageError("a prompt to be revised is a text")
-    job = {
-        "generator": GENERATOR,
-        "prompts": content_hash([row["prompt"] for row in rows]),
-        "seed": common.seed,
-        "settings": chosen.told(),
-    }
-    plan = Plan(job, row_items(rows), _Constitutional(chosen, common.seed), len(rows))
+    content = [row["prompt"] for row in rows]
+    plan = rows_plan(GENERATOR, _Constitutional, chosen, common.seed, prompts=(rows, content))
     return run(plan, servers, out, common)
 
 

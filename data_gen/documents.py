@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_gen.errors import UsageError
-from data_gen.pipeline import Ask, Item, Make
-from data_gen.records import Provenance, Record, content_hash
-from data_gen.running import Common, Plan, run
+from data_gen.pipeline import Ask, Item
+from data_gen.records import Provenance, Record
+from data_gen.running import Common, run
 from data_gen.writing import (
     Writing,
     flaw,
     provenance,
-    row_items,
+    rows_plan,
     said,
     source_of,
     source_rows,
@@ -109,17 +109,10 @@ def _over(
     common, rest = Common.split(settings, FromDocuments)
     chosen = FromDocuments(**rest)
     rows = source_rows(documents, "text")
-    makes: dict[str, Make] = {
-        "questions": _Questions(chosen, common.seed),
-        "back_translate": _BackTranslate(chosen, common.seed),
-    }
-    job = {
-        "generator": name,
-        "documents": content_hash([str(row["text"]) for row in rows]),
-        "seed": common.seed,
-        "settings": chosen.told(),
-    }
-    return run(Plan(job, row_items(rows), makes[name], len(rows)), servers, out, common)
+    make = _Questions if name == "questions" else _BackTranslate
+    content = [str(row["text"]) for row in rows]
+    plan = rows_plan(name, make, chosen, common.seed, documents=(rows, content))
+    return run(plan, servers, out, common)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,16 +17,16 @@ from typing import TYPE_CHECKING, Any
 
 from data_gen.errors import UsageError, did_you_mean
 from data_gen.pipeline import Ask, Item
-from data_gen.records import Record, content_hash, derived_seed
+from data_gen.records import Record, derived_seed
 from data_gen.rouge import rouge_l
-from data_gen.running import Common, Plan, run
+from data_gen.running import Common, run
 from data_gen.servers import Reply
 from data_gen.writing import (
     Writing,
     answered,
     flaw,
     provenance,
-    row_items,
+    rows_plan,
     said,
     source_of,
     source_rows,
@@ -85,13 +85,8 @@ def evolve(seeds: Any, servers: Any, out: str | Path, **settings: Any) -> Datase
     common, rest = Common.split(settings, Evolving)
     chosen = Evolving(**rest)
     rows = source_rows(seeds, "instruction")
-    job = {
-        "generator": GENERATOR,
-        "seeds": content_hash([row["instruction"] for row in rows]),
-        "seed": common.seed,
-        "settings": chosen.told(),
-    }
-    plan = Plan(job, row_items(rows), _Evolve(chosen, common.seed), len(rows))
+    content = [row["instruction"] for row in rows]
+    plan = rows_plan(GENERATOR, _Evolve, chosen, common.seed, seeds=(rows, content))
     return run(plan, servers, out, common)
 
 

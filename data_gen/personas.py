@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_gen.pipeline import Ask, Item
-from data_gen.records import Record, content_hash
-from data_gen.running import Common, Plan, run
+from data_gen.records import Record
+from data_gen.running import Common, run
 from data_gen.writing import (
     Writing,
     answered,
     flaw,
     provenance,
-    row_items,
+    rows_plan,
     said,
     source_of,
     source_rows,
@@ -64,13 +64,8 @@ def personas(texts: Any, servers: Any, out: str | Path, **settings: Any) -> Data
     common, rest = Common.split(settings, Personas)
     chosen = Personas(**rest)
     rows = source_rows(texts, "text", "persona")
-    job = {
-        "generator": GENERATOR,
-        "texts": content_hash([str(row.get("persona") or row["text"]) for row in rows]),
-        "seed": common.seed,
-        "settings": chosen.told(),
-    }
-    plan = Plan(job, row_items(rows), _Personas(chosen, common.seed), len(rows))
+    content = [str(row.get("persona") or row["text"]) for row in rows]
+    plan = rows_plan(GENERATOR, _Personas, chosen, common.seed, texts=(rows, content))
     return run(plan, servers, out, common)
 
 

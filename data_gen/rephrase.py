@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 from data_gen.errors import UsageError, did_you_mean
 from data_gen.pipeline import Ask, Item
-from data_gen.records import Provenance, Record, content_hash, derived_seed
+from data_gen.records import Provenance, Record, derived_seed
 from data_gen.rouge import rouge_l
-from data_gen.running import Common, Plan, run
+from data_gen.running import Common, run
 from data_gen.writing import (
     Writing,
     flaw,
     provenance,
-    row_items,
+    rows_plan,
     said,
     source_of,
     source_rows,
@@ -77,13 +77,8 @@ def rephrase(documents: Any, servers: Any, out: str | Path, **settings: Any) -> 
     common, rest = Common.split(settings, Rephrasing)
     chosen = Rephrasing(**rest)
     rows = source_rows(documents, "text")
-    job = {
-        "generator": GENERATOR,
-        "documents": content_hash([str(row["text"]) for row in rows]),
-        "seed": common.seed,
-        "settings": chosen.told(),
-    }
-    plan = Plan(job, row_items(rows), _Rephrase(chosen, common.seed), len(rows))
+    content = [str(row["text"]) for row in rows]
+    plan = rows_plan(GENERATOR, _Rephrase, chosen, common.seed, documents=(rows, content))
     return run(plan, servers, out, common)
 
 

@@ -7,14 +7,15 @@ its opening words. That a text is good is for judges and filters to say.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from data_gen.errors import UsageError
-from data_gen.pipeline import Ask, Item
+from data_gen.pipeline import Ask, Item, Make
 from data_gen.records import Provenance, Record, content_hash, derived_seed
+from data_gen.running import Plan
 from data_gen.servers import Message, Reply
 from rewards.answer_text import after_thinking
 
@@ -95,6 +96,24 @@ def json_safe(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [json_safe(one) for one in value]
     return value if isinstance(value, str | int | float | bool | None) else str(value)
+
+
+def rows_plan(
+    name: str, make: Callable[[Any, int], Make], chosen: Writing, seed: int, **rows: Any
+) -> Plan:
+    """The plan of a generator whose items are rows: ``make(chosen, seed)`` works on each.
+
+    ``rows`` are the rows under the name that job.json tells them by, with what of them counts:
+    ``documents=(rows, [texts])``.
+    """
+    ((told, (items, content)),) = rows.items()
+    job = {
+        "generator": name,
+        told: content_hash(content),
+        "seed": seed,
+        "settings": chosen.told(),
+    }
+    return Plan(job, row_items(items), make(chosen, seed), len(items))
 
 
 def source_of(row: Mapping[str, Any], text: str) -> str:
