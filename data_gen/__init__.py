@@ -16,6 +16,7 @@ from data_gen.documents import back_translate, questions
 from data_gen.errors import GenerationError, Unanswered, UsageError
 from data_gen.evolving import evolve
 from data_gen.filters import register as register_filter
+from data_gen.identity import identity
 from data_gen.instructions import self_instruct
 from data_gen.keep import rule
 from data_gen.magpie import magpie
@@ -41,6 +42,7 @@ __all__ = [
     "back_translate",
     "constitutional",
     "evolve",
+    "identity",
     "knowledge_boundary",
     "magpie",
     "personas",

@@ -26,6 +26,7 @@ GENERATORS = {
     "constitutional": ("data_gen.constitutional", "constitutional", "pairs: revised over first"),
     "votes": ("data_gen.votes", "votes", "pairs: from people's votes"),
     "boundary": ("data_gen.boundary", "knowledge_boundary", "SFT data: refuse what is not known"),
+    "identity": ("data_gen.identity", "identity", "SFT data: who the model is, from facts"),
     "agentic": ("data_gen.agentic", "agentic", "SFT data: trajectories with simulated tools"),
     "rephrase": ("data_gen.rephrase", "rephrase", "text: documents said anew for pretraining"),
     "evolve": ("data_gen.evolving", "evolve", "SFT data: instructions made harder and rarer"),
