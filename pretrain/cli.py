@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 
+from pretrain.data.shard_command import add_parser as add_shards
 from pretrain.errors import RunError, UsageError
 
 
@@ -29,7 +30,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="pretrain", description=__doc__.splitlines()[0])
-    parser.add_subparsers(dest="command", required=True, metavar="command")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+    add_shards(commands)
     return parser
 
 

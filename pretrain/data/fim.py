@@ -18,28 +18,32 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from typing import Self
 
+from pydantic import Field, model_validator
+
+from pretrain.checked_settings import CheckedSettings
 from pretrain.errors import UsageError
 from pretrain.tokenizer_files import TokenizerFiles
 
 PREFIX, SUFFIX, MIDDLE = "<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"
 
 
-@dataclass(frozen=True, slots=True)
-class FimSettings:
+class FimSettings(CheckedSettings):
     """Which documents are rearranged, how often, and with which special tokens."""
 
-    rate: float = 0.5  # of the documents
-    spm_share: float = 0.5  # of those that are rearranged
-    domains: tuple[str, ...] = ("code",)
-    tokens: tuple[str, str, str] = (PREFIX, SUFFIX, MIDDLE)
+    rate: float = Field(default=0.5, ge=0, le=1, description="share of the documents")
+    spm_share: float = Field(default=0.5, ge=0, le=1, description="of those: suffix first")
+    domains: tuple[str, ...] = Field(default=("code",), description="whose documents")
+    tokens: tuple[str, str, str] = Field(
+        default=(PREFIX, SUFFIX, MIDDLE), description="of prefix, suffix, middle"
+    )
 
-    def __post_init__(self) -> None:
-        for name in ("rate", "spm_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UsageError(f"fim.{name} is between 0 and 1, not {getattr(self, name)}")
+    @model_validator(mode="after")
+    def _different(self) -> Self:
         if len(set(self.tokens)) != 3:
-            raise UsageError(f"fim.tokens are three different tokens, not {self.tokens}")
+            raise ValueError(f"tokens are three different ones, not {self.tokens}")
+        return self
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,36 +22,34 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+from pydantic import Field
 
+from pretrain.checked_settings import CheckedSettings
 from pretrain.data import fim
 from pretrain.data.fim import FimSettings
-from pretrain.errors import RunError, UsageError
+from pretrain.errors import RunError
 from pretrain.tokenizer_files import TokenizerFiles, read_tokenizer
 
 _BATCH = 1 << 20  # characters that are tokenised together
-_NAME = re.compile(r"[A-Za-z0-9][\w.+-]{0,63}", re.ASCII)
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}$"
 _SOURCES = 256  # of one file; more are no languages and domains but something like host names
 
 
-@dataclass(frozen=True, slots=True)
-class ShardSettings:
+class ShardSettings(CheckedSettings):
     """How documents become tokens."""
 
-    tokenizer: str  # folder
-    language: str = "und"  # of documents that don't say theirs
-    domain: str = "text"  # likewise
-    end_token: str = ""  # "": the one the tokenizer names
-    read_special: bool = False
-    fim: FimSettings | None = None
+    tokenizer: str = Field(min_length=1, description="folder")
+    language: str = Field(
+        default="unknown", pattern=_NAME, description="of documents that don't say theirs"
+    )
+    domain: str = Field(default="text", pattern=_NAME, description="likewise")
+    end_token: str = Field(default="", description='"": the one the tokenizer names')
+    read_special: bool = Field(
+        default=False, description="special tokens in a document are tokens, not text"
+    )
+    fim: FimSettings | None = Field(default=None, description="fill-in-the-middle")
     seed: int = 0
-    processes: int = 1
-
-    def __post_init__(self) -> None:
-        for name in ("language", "domain"):
-            if not _NAME.fullmatch(getattr(self, name)):
-                raise UsageError(f"{name}: {getattr(self, name)!r} is no name (a-z, 0-9, . _ + -)")
-        if self.processes < 1:
-            raise UsageError(f"processes must be at least 1, not {self.processes}")
+    processes: int = Field(default=1, ge=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +155,7 @@ class _OneShard:
         found = metadata.get("language") or settings.language, metadata.get("domain")
         language, domain = str(found[0]), str(found[1] or settings.domain)
         for name in (language, domain):
-            if not _NAME.fullmatch(name):
+            if not re.fullmatch(_NAME, name):
                 raise RunError(
                     f"{self._task.documents}, line {line}: {name!r} is no name of a language or "
                     "domain (up to 64 of a-z, 0-9, . _ + -)"

@@ -20,7 +20,6 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -72,9 +71,14 @@ def write_shards(source: str | Path, out: str | Path, settings: ShardSettings) -
     return Shards.open(out, verify=False)
 
 
+def shards_stage(folder_in: Path, folder_out: Path, settings: dict[str, Any]) -> Shards:
+    """``write_shards`` as the last of the stages over folders of documents."""
+    return write_shards(folder_in, folder_out, ShardSettings(**settings))
+
+
 def _identity(settings: ShardSettings, files: TokenizerFiles) -> str:
     """What must be the same for an unfinished folder to be gone on with."""
-    decides = {**asdict(settings), "processes": 0, "tokenizer": files.fingerprint}
+    decides = {**settings.model_dump(), "processes": 0, "tokenizer": files.fingerprint}
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
 
 
@@ -164,7 +168,7 @@ def _finish(
             "end_id": files.vocabulary[end],
         },
         "dtype": dtype_for(files.rows),
-        "settings": asdict(settings),
+        "settings": settings.model_dump(),
         "languages": sides[0],
         "domains": sides[1],
         "sources": dict(sorted(sources.items())),
@@ -197,15 +201,18 @@ def _by(sources: dict[str, dict[str, Any]], side: int) -> dict[str, dict[str, in
 def _counts(records: list[dict[str, Any]], sources: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """What every stage leaves beside its documents."""
     empty = sum(record["empty"] for record in records)
-    kept = sum(source["documents"] for source in sources.values())
-    characters = sum(source["characters"] for source in sources.values())
-    languages = {name: counts["documents"] for name, counts in _by(sources, 0).items()}
+    languages: dict[str, Counter[str]] = {}
+    for name, source in sources.items():
+        counts = {
+            "in": source["documents"],
+            "kept": source["documents"],
+            "characters_in": source["characters"],
+            "characters_kept": source["characters"],
+        }
+        languages.setdefault(name.split("/")[0], Counter()).update(counts)
     return {
         "stage": "shards",
-        "in": sum(record["read"] for record in records),
-        "kept": kept,
-        "characters_in": characters,
-        "characters_kept": characters,
+        **sum(languages.values(), Counter({"in": empty})),
         "dropped": {"empty": empty} if empty else {},
         "by_language": languages,
         "examples": {},

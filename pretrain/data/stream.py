@@ -21,26 +21,24 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
+from pretrain.checked_settings import CheckedSettings
 from pretrain.data.mixture import Mixture, capped
 from pretrain.data.permutation import permuted
 from pretrain.data.shards import Shards, TokenSource, join
 from pretrain.errors import UsageError
 from pretrain.packing import IGNORE
 
-_STRICT = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 Ints = NDArray[np.int64]
 
 
-class Phase(BaseModel):
+class Phase(CheckedSettings):
     """A stretch of the training with a mix, a row length and a budget of its own."""
-
-    model_config = _STRICT
 
     tokens: int = Field(gt=0, description="budget: a multiple of rows x length")
     rows: int = Field(gt=0, description="rows of a step, of all ranks together")
@@ -75,10 +73,8 @@ class Phase(BaseModel):
         return self.tokens // (self.rows * self.length)
 
 
-class StreamSettings(BaseModel):
+class StreamSettings(CheckedSettings):
     """What is read, in which shares, and for how long."""
-
-    model_config = _STRICT
 
     shards: tuple[str, ...] = Field(min_length=1, description="folders of tokenised shards")
     phases: tuple[Phase, ...] = Field(min_length=1, description="one after the other")
@@ -89,16 +85,6 @@ class StreamSettings(BaseModel):
     across_documents: bool = Field(
         default=False, description="whether a document attends to those before it in the row"
     )
-
-    @classmethod
-    def parse(cls, values: Mapping[str, Any]) -> Self:
-        """From TOML or JSON. Raises UsageError, naming the setting."""
-        try:
-            return cls.model_validate(values)
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
-            raise UsageError(f"{where}: {first['msg'].removeprefix('Value error, ')}") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +134,7 @@ class Stream:
             shards[0].check_tokenizer(tokenizer)
         self.settings, self.seed = settings, seed
         self.sources = tuple(source.name for source in self._sources)
+        self.source_tokens = tuple(source.tokens for source in self._sources)
         self.vocabulary, self.end_id = shards[0].vocabulary, shards[0].end_id
         self.plans = _plans(settings, self._sources)
         self.fingerprint = _fingerprint(settings, seed, shards)

@@ -49,5 +49,5 @@ def make_shards(folder: Path, sizes: dict[str, int]) -> Shards:
             files[n % 2].append({"text": text, "language": language, "domain": domain})
     write_documents(folder / "documents", files)
     return write_shards(
-        folder / "documents", folder / "shards", ShardSettings(str(tokenizer_folder()))
+        folder / "documents", folder / "shards", ShardSettings(tokenizer=str(tokenizer_folder()))
     )

@@ -27,7 +27,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Shards:
 
 def stream(made: Shards, *phases: dict[str, Any], seed: int = 0, **settings: Any) -> Stream:
     values = {"shards": [str(made.folder)], "phases": phases, **settings}
-    return Stream(StreamSettings.parse(values), seed=seed)
+    return Stream(StreamSettings(**values), seed=seed)
 
 
 def same(one: Batch, other: Batch) -> bool:
@@ -218,7 +218,7 @@ def test_a_model_reads_each_document_as_if_alone(shards: Shards) -> None:
         ({"mix": {"*": 0.0}}, "every weight above 0"),
         ({"length": 4800, "tokens": 19_200}, "no source with a row of 4800 tokens"),
         ({"rows": 200, "tokens": 4800}, "smaller than one batch: 175 rows of 24 tokens"),
-        ({"lenght": 24}, r"phases\.0\.lenght: Extra"),
+        ({"lenght": 24}, r"phases\.0: lenght: Extra"),
     ],
 )
 def test_bad_settings_are_said_before_anything_runs(
@@ -234,7 +234,7 @@ def test_a_bad_cap_and_another_tokenizer_are_refused(shards: Shards, tmp_path: P
     from pretrain.tokenizer import train_tokenizer
 
     train_tokenizer(["other"] * 9, vocab_size=270).save_pretrained(tmp_path)
-    settings = StreamSettings.parse({"shards": [str(shards.folder)], "phases": PHASES})
+    settings = StreamSettings(shards=[str(shards.folder)], phases=PHASES)
     Stream(settings, seed=0, tokenizer=str(tokenizer_folder()))
     with pytest.raises(UsageError, match="another tokenizer"):
         Stream(settings, seed=0, tokenizer=str(tmp_path))
