@@ -13,6 +13,7 @@ that was trained on the last round's data (``scripts/rejection_sampling.py``).
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,7 +53,7 @@ class _Rejection:
         reasons = apply_rules(self.keep, [_candidate(one.played) for one in found])
         return [
             Record(
-                {"messages": [dict(message) for message in one.played.messages]},
+                columns_of(one.played),
                 one.provenance,
                 one.played.judged,
                 dropped=reason,
@@ -114,6 +115,13 @@ def task_item(task: Task) -> Item:
 
 def _told(keep: Any) -> Any:
     return getattr(keep, "__name__", keep)
+
+
+def columns_of(played: Played) -> dict[str, Any]:
+    """The conversation, and the tools where there are any, as JSON text: schemas differ in shape,
+    which the columns of one file may not."""
+    columns: dict[str, Any] = {"messages": [dict(message) for message in played.messages]}
+    return columns | ({"tools": json.dumps(played.tools)} if played.tools else {})
 
 
 def _candidate(played: Played) -> Candidate:

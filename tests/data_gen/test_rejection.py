@@ -167,6 +167,45 @@ data_gen.rejection_sample(sums(), data_gen.Server(sys.argv[1], "scripted"), sys.
 """
 
 
+class Adder(envs.ToolEnv):
+    def add(self, a: int, b: int) -> int:
+        """The sum."""
+        return a + b
+
+    def judge(self, message):
+        return message["content"] == self.task.answer
+
+
+def calls_then_answers(body):
+    """First a call that can't be read, then one that can, then its result."""
+    last = body["messages"][-1]
+    if last["role"] == "tool" and "error" not in last["content"]:
+        return last["content"]
+    a = int(body["messages"][0]["content"].split()[2])
+    arguments = "{a: 1" if last["role"] == "user" else json.dumps({"a": a, "b": 1})
+    call = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": arguments}}
+    return {"role": "assistant", "content": None, "tool_calls": [call]}
+
+
+def test_an_environment_with_tools_is_played_over_the_chat_route(tmp_path: Path) -> None:
+    world = envs.Episodes("adder", sums().tasks, Adder)
+    with ChatServer(calls_then_answers) as server:
+        data = data_gen.rejection_sample(
+            world, data_gen.Server(server.url, MODEL), tmp_path / "out", n_tasks=3, samples=1,
+            quiet=True,
+        )  # fmt: skip
+        told = [body["tools"][0]["function"]["name"] for body in server.bodies]
+    assert told == ["add"] * 9
+    assert len(data) == 3
+    for row in data:
+        assert [m["role"] for m in row["messages"]] == [
+            *("user", "assistant", "tool", "assistant", "tool", "assistant"),
+        ]
+        assert "could not be read" in row["messages"][2]["content"]
+        assert row["messages"][3]["tool_calls"][0]["function"]["name"] == "add"
+        assert json.loads(row["tools"])[0]["function"]["description"] == "The sum."
+
+
 def test_kill_loses_only_what_was_in_flight_and_repeats_nothing(tmp_path: Path) -> None:
     out = tmp_path / "out"
     root = str(Path(__file__).resolve().parents[2])
