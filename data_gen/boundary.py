@@ -2,18 +2,24 @@
 
     document -> questions with a quote -> each asked K times, without the document -> share right
     known (>= ``known``)      its own right answer
-    unknown (<= ``unknown``)  a refusal
+    unknown (<= ``unknown``)  a refusal; with ``fill``, an episode in which a tool finds it
     between                   dropped: neither would be true
 
 Training on it makes a model say that it does not know, instead of inventing (Llama 3,
 arXiv:2407.21783, section 4.3.6; R-Tuning, arXiv:2311.09677). Who answers is the model that will be
 trained; whether an answer is right is judged against the document's by ``grader``, another model or
 the same.
+
+``fill`` is an environment with tools (search over the documents, an interpreter): an unknown
+question is asked in it, and the episode is kept when its answer is right and a tool was used. All
+rows then name the tools, so that what is learnt is when to use them.
 """
 
 from __future__ import annotations
 
 import asyncio
+import inspect
+import json
 import random
 import re
 from collections.abc import Mapping, Sequence
@@ -21,23 +27,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import envs
 from data_gen.documents import QUESTIONS, left_out, read_questions, ungrounded
+from data_gen.episodes import Rules, play
 from data_gen.errors import UsageError
 from data_gen.pipeline import Ask, Item
-from data_gen.records import Record, derived_seed
-from data_gen.running import Common, run
+from data_gen.records import Provenance, Record, content_hash, derived_seed
+from data_gen.running import Common, Plan, run
 from data_gen.servers import Reply
 from data_gen.writing import (
     Writing,
     flaw,
     provenance,
-    rows_plan,
+    row_items,
     said,
     source_of,
     source_rows,
     user,
     whole,
 )
+from envs import Environment, Task
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -68,10 +77,12 @@ class Boundary(Writing):
     refusals: Sequence[str] = REFUSALS  # one is drawn by seed
     grader: str = ""  # model that writes and grades; "" is ``model``
     max_chars: int = 12_000
+    turns: int = 6  # of an episode with tools
 
     def __post_init__(self) -> None:
         Writing.__post_init__(self)
         whole(per_document=self.per_document, tries=self.tries, max_chars=self.max_chars)
+        whole(turns=self.turns)
         if not 0 <= self.unknown < self.known <= 1:
             raise UsageError(
                 f"0 <= unknown < known <= 1, got unknown {self.unknown!r} and known {self.known!r}"
@@ -82,19 +93,42 @@ class Boundary(Writing):
             raise UsageError("several tries at temperature 0 are all the same")
 
 
-def knowledge_boundary(documents: Any, servers: Any, out: str | Path, **settings: Any) -> Dataset:
+def knowledge_boundary(
+    documents: Any, servers: Any, out: str | Path, *, fill: Any = None, **settings: Any
+) -> Dataset:
     """Find what ``model`` does not know of documents, and write refusals there and answers else.
 
-    ``documents`` are texts, rows with ``text``, or a file of rows. ``settings`` are those of
-    ``Boundary`` and ``Common``. Returns ``messages`` with ``knows`` (the share of right answers),
-    ``known`` and the ``reference``. Raises UsageError, GenerationError.
+    ``documents`` are texts, rows with ``text``, or a file of rows. ``fill`` is an environment, its
+    name, or the arguments of ``envs.load`` (``{"name": ...}``); its tasks are not used, nor is how
+    it judges. ``settings`` are those of ``Boundary`` and ``Common``. Returns ``messages`` with
+    ``knows`` (the share of right answers), ``known``, the ``reference`` and, with ``fill``, the
+    ``tools`` as JSON text. Raises UsageError, GenerationError.
     """
     common, rest = Common.split(settings, Boundary)
     chosen = Boundary(**rest)
     rows = source_rows(documents, "text")
     content = [str(row["text"]) for row in rows]
-    plan = rows_plan(GENERATOR, _Boundary, chosen, common.seed, documents=(rows, content))
-    return run(plan, servers, out, common)
+    world, tools = (None, "") if fill is None else _world(fill)
+    rules = None if world is None else Rules(world, max_turns=chosen.turns)
+    job = {
+        "generator": GENERATOR,
+        "documents": content_hash(content),
+        "seed": common.seed,
+        "settings": chosen.told(),
+        **({"fill": [world.name, tools]} if world else {}),
+    }
+    make = _Boundary(chosen, common.seed, rules, tools)
+    return run(Plan(job, row_items(rows), make, len(rows)), servers, out, common)
+
+
+def _world(fill: Any) -> tuple[Environment, str]:
+    """The environment that fills gaps, and its tools as JSON text."""
+    if isinstance(fill, str | Mapping):
+        fill = envs.load(**({"name": fill} if isinstance(fill, str) else fill))
+    tools = getattr(fill.make(), "tools", None)
+    if tools is None or inspect.iscoroutinefunction(tools):
+        raise UsageError(f"fill: the environment {fill.name!r} has no tools that are known at once")
+    return fill, json.dumps([one.as_openai() for one in tools()])
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +145,8 @@ class _Boundary:
 
     settings: Boundary
     seed: int
+    rules: Rules | None  # of the episodes that fill a gap
+    tools: str = ""  # of their environment, as JSON text
 
     async def __call__(self, item: Item, ask: Ask) -> list[Record]:
         text = str(item.value["text"])
@@ -148,30 +184,75 @@ class _Boundary:
         graded = [trial for trial in tried if trial.verdict is not None]
         share = sum(one.verdict == "yes" for one in graded) / len(graded) if graded else None
         extra |= {"knows": share}
-        reply, answer, problem = tried[0].reply, "", "between known and unknown"
-        if share is None:
-            problem = "no grade"
-        elif share >= self.settings.known:
+        question = user(one["question"])
+        tools = {} if self.rules is None else {"tools": self.tools}
+        if share is not None and share >= self.settings.known:
             reply = next(trial.reply for trial in graded if trial.verdict == "yes")
             answer, problem, extra["known"] = said(reply), "", True
-        elif share <= self.settings.unknown:
-            answer = random.Random(derived_seed(*seeds, "refusal")).choice(
-                list(self.settings.refusals)
-            )
-            problem, extra["known"] = "", False
-        messages = [*user(one["question"]), {"role": "assistant", "content": answer}]
+        elif share is not None and share <= self.settings.unknown:
+            extra["known"] = False
+            if self.rules is not None:
+                return await self._filled(ask, one, source, seeds, extra)
+            drawn = random.Random(derived_seed(*seeds, "refusal"))
+            reply, answer = tried[0].reply, drawn.choice(list(self.settings.refusals))
+            problem = ""
+        else:
+            reply, answer = tried[0].reply, ""
+            problem = "no grade" if share is None else "between known and unknown"
+        columns = {"messages": [*question, {"role": "assistant", "content": answer}], **tools}
         made_by = provenance(GENERATOR, source, reply, request)
-        return Record({"messages": messages}, made_by, extra=extra, dropped=problem)
+        return Record(columns, made_by, extra=extra, dropped=problem)
+
+    async def _filled(
+        self,
+        ask: Ask,
+        one: Mapping[str, str],
+        source: str,
+        seeds: tuple[Any, ...],
+        extra: dict[str, Any],
+    ) -> Record:
+        """An episode with tools on a question that the model can't answer by itself."""
+        assert self.rules is not None
+        request = self.settings.request(*seeds, "fill")
+        task = Task(f"{source}-{seeds[-1]}", tuple(user(one["question"])), one["answer"])
+        played = await play(self.rules, task, ask, request)
+        last = played.messages[-1] if played.messages else {}
+        answer = str(last.get("content") or "") if last.get("role") == "assistant" else ""
+        used = any(message["role"] == "tool" for message in played.messages)
+        if played.end == "length" or last.get("tool_calls") or not answer.strip():
+            problem = f"fill: no answer ({played.end})"
+        elif not used:
+            problem = "fill: no tool was used"
+        else:
+            verdict = await self._grade(ask, one, answer, (*seeds, "fill"))
+            problem = "" if verdict == "yes" else "fill: not right"
+        made_by = Provenance(
+            GENERATOR,
+            source=source,
+            model=request["model"],
+            temperature=request["temperature"],
+            seed=request["seed"],
+            n_tokens=played.n_tokens,
+            end=played.end,
+        )
+        columns = {"messages": [dict(message) for message in played.messages], "tools": self.tools}
+        return Record(columns, made_by, extra=extra, dropped=problem)
 
     async def _try(self, ask: Ask, one: Mapping[str, str], seeds: tuple[Any, ...]) -> _Tried:
         """One answer from memory; what is cut or empty is wrong, a refusal is unsure."""
         reply = await ask(user(one["question"]), **self.settings.request(*seeds))
         if flaw(reply):
             return _Tried(reply, "no")
-        asked = _GRADE.format(question=one["question"], reference=one["answer"], answer=said(reply))
+        return _Tried(reply, await self._grade(ask, one, said(reply), seeds))
+
+    async def _grade(
+        self, ask: Ask, one: Mapping[str, str], answer: str, seeds: tuple[Any, ...]
+    ) -> str | None:
+        """yes, no or unsure; None for a grade that is none."""
+        asked = _GRADE.format(question=one["question"], reference=one["answer"], answer=answer)
         request = self._graders(self.settings.request(*seeds, "grade") | {"temperature": 0.0})
         match = _VERDICT.match(said(await ask(user(asked), **request)))
-        return _Tried(reply, match[1].lower() if match else None)
+        return match[1].lower() if match else None
 
     def _graders(self, request: dict[str, Any]) -> dict[str, Any]:
         return request | {"model": self.settings.grader or self.settings.model}

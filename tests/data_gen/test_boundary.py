@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import data_gen
+import envs
 from data_gen.boundary import REFUSALS
 from tests.data_gen.chat_server import MODEL, ChatServer
 
@@ -116,3 +117,60 @@ def test_a_writer_without_questions_is_told(tmp_path: Path, reply, reason) -> No
 def test_bad_settings_are_told(tmp_path: Path, settings, message) -> None:
     with ChatServer(behave) as server, pytest.raises(data_gen.UsageError, match=message):
         probe(server, tmp_path / "out", **settings)
+
+
+def questions():
+    """Its tasks are not used."""
+    rows = [{"prompt": "p", "answer": "a"}]
+    return envs.from_tasks(rows, reward="exact", held_out=[{"prompt": "q", "answer": "a"}])
+
+
+class Archive(envs.ToolEnv):
+    def search(self, query: str) -> str:
+        """The sentence about something."""
+        found = [line for line in TEXT.split(". ") if query in line]
+        return found[0] if found else "nothing"
+
+    def judge(self, message):
+        raise RuntimeError("what it thinks of the answer does not count")
+
+
+def searching(found):
+    """As ``behave``, but with tools the clerk is looked up under ``found``."""
+
+    def answer(body):
+        last = body["messages"][-1]
+        if not body.get("tools"):
+            return behave(body)
+        if last["role"] == "tool":
+            return f"It says: {last['content']}"
+        arguments = json.dumps({"query": found})
+        call = {
+            "id": "1",
+            "type": "function",
+            "function": {"name": "search", "arguments": arguments},
+        }
+        return {"role": "assistant", "content": "", "tool_calls": [call]}
+
+    return answer
+
+
+def test_a_tool_fills_the_gap_and_all_rows_name_it(tmp_path: Path) -> None:
+    world = envs.Episodes("archive", questions().tasks, Archive)
+    with ChatServer(searching("clerk")) as server:
+        known, filled = probe(server, tmp_path / "out", fill=world)
+    assert json.loads(known["tools"]) == json.loads(filled["tools"])
+    assert json.loads(filled["tools"])[0]["function"]["name"] == "search"
+    assert [m["role"] for m in known["messages"]] == ["user", "assistant"]
+    assert [m["role"] for m in filled["messages"]] == ["user", "assistant", "tool", "assistant"]
+    assert filled["messages"][-1]["content"] == "It says: The clerk was called Adam Roth."
+    assert (filled["known"], filled["knows"]) == (False, 0.0)
+    with ChatServer(searching("verger")) as server:
+        assert len(probe(server, tmp_path / "nothing", fill=world)) == 1
+    assert dropped(tmp_path / "nothing")["fill: not right"] == 1
+
+
+def test_what_fills_a_gap_has_tools(tmp_path: Path) -> None:
+    with ChatServer(behave) as server, pytest.raises(data_gen.UsageError, match="has no tools"):
+        probe(server, tmp_path / "out", fill=questions())
+    assert not (tmp_path / "out").exists()
