@@ -6,6 +6,7 @@ SHELL := /bin/bash
 # Tools of the environment (ninja among them) come first, as after `source .venv/bin/activate`.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 PY := .venv/bin/python
+IN_TWO := --numprocesses 2 --dist loadgroup
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -26,11 +27,11 @@ sandbox-host: ## what the sandboxes need from the machine: bubblewrap, Docker's 
 test-host: # the same, and Chromium for the report page
 	@scripts/sandbox_host.sh --tests || echo "without them the tests that need them skip, and say so"
 
-test: lint test-host ## ruff, mypy and every test
-	$(PY) -m pytest
+test: lint test-host ## ruff, mypy and every test, in two processes
+	$(PY) -m pytest $(IN_TWO)
 
-test-fast: setup ## the tests that take less than 20 s each, in two processes
-	$(PY) -m pytest -m "not slow" --numprocesses 2 --dist loadgroup
+test-fast: setup ## the tests that take less than 20 s each
+	$(PY) -m pytest $(IN_TWO) -m "not slow"
 
 lock: setup ## write requirements/lock.txt from .venv
 	scripts/lock.sh

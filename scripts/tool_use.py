@@ -108,7 +108,7 @@ def main() -> None:
     work = Path("runs") / time.strftime("tool-use-%Y%m%d-%H%M%S")
     work.mkdir(parents=True)
     start = posttrain.sft(
-        with_template(base, work / "base"), rows(6000, tool_share=0.3), work / "sft", epochs=3.0
+        with_template(base, work / "base"), rows(4000, tool_share=0.3), work / "sft", epochs=2.0
     )
     run = posttrain.grpo(
         model=start,
