@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 
+from pretrain.data.command import add_parser as add_data
 from pretrain.data.shard_command import add_parser as add_shards
 from pretrain.errors import RunError, UsageError
 
@@ -31,6 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="pretrain", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+    add_data(commands)
     add_shards(commands)
     return parser
 
