@@ -13,12 +13,11 @@ import signal
 from pathlib import Path
 from typing import Any
 
-import multiprocess
 from datatrove.executor import LocalPipelineExecutor
 from datatrove.executor.base import PipelineExecutor
 from datatrove.pipeline.base import PipelineStep
+from datatrove.utils.logging import logger
 from datatrove.utils.stats import PipelineStats
-from loguru import logger
 
 from pretrain.data.registry import Entry, nearest, split_entry
 from pretrain.errors import UsageError
@@ -58,12 +57,13 @@ class QuietLocalExecutor(LocalPipelineExecutor):
     """
 
     def run(self) -> PipelineStats | None:
+        self._started_in = os.getpid()
         logger.remove()  # what datatrove says at its start; the tasks' logs are files of their own
         stats: PipelineStats | None = super().run()
         return stats
 
     def _run_for_rank(self, rank: int, local_rank: int = 0, node_rank: int = -1) -> PipelineStats:
-        if multiprocess.parent_process() is not None:
+        if os.getpid() != self._started_in:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
         # loguru writes to what sys.stderr is at the time.
         with open(os.devnull, "w") as silent, contextlib.redirect_stderr(silent):

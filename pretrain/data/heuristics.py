@@ -20,7 +20,7 @@ import numpy as np
 from datatrove.utils.text import TERMINAL_PUNCTUATION
 from numpy.typing import NDArray
 
-from pretrain.data.language_rules import rules_for
+from pretrain.data.language_rules import LanguageRules, rules_for
 from pretrain.data.words import Words, is_symbol, words_of
 
 if TYPE_CHECKING:
@@ -35,7 +35,10 @@ _SENTENCE_END = re.compile(rf"""[{_TERMINAL}…]+["'”“’»)\]」』]*(?=\s|
 
 
 class GopherQuality:
-    """Length, word length, symbols, bullets, ellipses, letters, stop words (Rae et al. 2021)."""
+    """Length, word length, symbols, bullets, ellipses, letters, stop words (Rae et al. 2021).
+
+    ``min_alpha_words`` replaces the language's own share of words with a letter.
+    """
 
     name = "gopher_quality"
 
@@ -44,7 +47,7 @@ class GopherQuality:
         min_words: int = 50,
         max_words: int = 100_000,
         min_stop_words: int = 2,
-        min_alpha_words: float = 0.8,
+        min_alpha_words: float | None = None,
         max_symbols: float = 0.1,
     ) -> None:
         self.min_words, self.max_words = min_words, max_words
@@ -68,7 +71,7 @@ class GopherQuality:
             return "gopher_below_avg_threshold"
         if characters / n_real > rules.word_length[1]:
             return "gopher_above_avg_threshold"
-        return self._symbols(text, words) or self._vocabulary(words, rules.stop_words)
+        return self._symbols(text, words) or self._vocabulary(words, rules)
 
     def _symbols(self, text: str, words: Words) -> str | None:
         n_words = len(words.words)
@@ -83,15 +86,16 @@ class GopherQuality:
             return "gopher_too_many_end_ellipsis"
         return None
 
-    def _vocabulary(self, words: Words, stop_words: frozenset[str]) -> str | None:
+    def _vocabulary(self, words: Words, rules: LanguageRules) -> str | None:
         with_letter = sum(
             count
             for word, count in words.counts.items()
             if word.isalpha() or any(map(str.isalpha, word))
         )
-        if with_letter / len(words.words) < self.min_alpha_words:
+        least = rules.alpha_words if self.min_alpha_words is None else self.min_alpha_words
+        if with_letter / len(words.words) < least:
             return "gopher_below_alpha_threshold"
-        if stop_words and len(stop_words & words.counts.keys()) < self.min_stop_words:
+        if rules.stop_words and len(rules.stop_words & words.counts.keys()) < self.min_stop_words:
             return "gopher_enough_stop_words"
         return None
 

@@ -1,8 +1,9 @@
 """Decides which language a document is in, and which of its paragraphs go.
 
-fastText's ``lid.176`` judges the whole text (score at least 0.65, as FineWeb). A text it is less
-than sure of is judged paragraph by paragraph: the document is in the wanted language that most of
-its characters are in, and paragraphs that are surely in another one go. Without the model's file
+fastText's ``lid.176`` judges the whole text and each of its long paragraphs (score at least 0.65,
+as FineWeb). The document is in the wanted language that most of its paragraphs are in, and
+paragraphs that are surely in another one go. A page of lists and commands, of whose whole the model
+is unsure, has the score of its paragraphs. Without the model's file
 lingua judges instead; its scores are confidences over the languages that it is asked about.
 """
 
@@ -21,9 +22,9 @@ from pretrain.errors import UsageError
 if TYPE_CHECKING:
     from datatrove.data import Document
 
-_SURE = 0.9  # of a whole text: its paragraphs are not looked at
-_READ = 20_000  # characters of a text that are judged
-_MIN_PARAGRAPH = 60  # characters; shorter ones stay with their neighbours
+_SURE = 0.8  # of a paragraph
+_READ = 10_000  # characters of a text that are judged
+_MIN_PARAGRAPH = 100  # characters: hardly ever misjudged; shorter ones stay with their neighbours
 _SPACE = re.compile(r"\s+")
 
 
@@ -71,7 +72,7 @@ class Language:
 
     def check(self, document: Document) -> str | None:
         code, score = self._identifier.identify(document.text)
-        if self.mixed and score < _SURE:
+        if self.mixed:
             document.text, code, score = self._by_paragraph(document.text, code, score)
         document.metadata["language"] = code
         document.metadata["language_score"] = round(score, 4)
@@ -80,31 +81,26 @@ class Language:
         return None if not self.keep or code in self.keep else "other_language"
 
     def _by_paragraph(self, text: str, code: str, score: float) -> tuple[str, str, float]:
+        """(text without paragraphs in other languages, its language, its score)."""
         lines = text.split("\n")
-        judged = [
-            self._identifier.identify(line) if len(line) >= _MIN_PARAGRAPH else ("", 0.0)
-            for line in lines
-        ]
-        weights: Counter[str] = Counter()
-        for line, (language, sure) in zip(lines, judged, strict=True):
-            if sure >= self.min_score:
-                weights[language] += len(line)
-        wanted = {k: n for k, n in weights.items() if not self.keep or k in self.keep}
-        if not wanted:
+        judged = {
+            i: self._identifier.identify(line)
+            for i, line in enumerate(lines)
+            if len(line) >= _MIN_PARAGRAPH
+        }
+        characters: Counter[str] = Counter()
+        for i, (language, sure) in judged.items():
+            if sure >= _SURE and (not self.keep or language in self.keep):
+                characters[language] += len(lines[i])
+        if not characters:
             return text, code, score
-        main = max(wanted, key=lambda language: wanted[language])
-        if len(weights) == 1 and main != code:
-            return text, code, score  # one paragraph alone does not overrule the whole
-        kept = [
-            line
-            for line, (language, sure) in zip(lines, judged, strict=True)
-            if sure < self.min_score or language == main
-        ]
-        if len(kept) == len(lines):
-            return text, code, score
-        rest = "\n".join(kept)
-        code, score = self._identifier.identify(rest)
-        return rest, code, score
+        main = characters.most_common(1)[0][0]
+        others = {i for i, (other, sure) in judged.items() if sure >= _SURE and other != main}
+        scores = [(len(lines[i]), judged[i][1]) for i in judged if judged[i][0] == main]
+        mean = sum(n * sure for n, sure in scores) / sum(n for n, _ in scores)
+        if others:
+            text = "\n".join(line for i, line in enumerate(lines) if i not in others)
+        return text, main, max(mean, score if code == main else 0.0)
 
 
 class FastText:

@@ -126,15 +126,15 @@ class Reader:
     def _parquet(self, path: Path) -> Iterator[Document]:
         import pyarrow.parquet
 
-        name, number = self._name(path), 0
+        name = self._name(path)
         try:
             with pyarrow.parquet.ParquetFile(path) as file:
-                for batch in file.iter_batches(batch_size=1000):
-                    for row in batch.to_pylist():
-                        document = self._from_row(row, name, number)
-                        number += 1
-                        if document:
-                            yield document
+                batches = file.iter_batches(batch_size=1000)
+                rows = (row for batch in batches for row in batch.to_pylist())
+                for number, row in enumerate(rows):
+                    document = self._from_row(row, name, number)
+                    if document:
+                        yield document
         except (pyarrow.ArrowException, OSError):
             self._damage("damaged", name)
 

@@ -1,7 +1,8 @@
 """Decides what names mean in a data configuration: steps over documents and stages over files.
 
 An entry is ``"module:object"``, imported when it is used, so that a name costs nothing until then.
-Anyone's own step or stage can be named the same way without being registered. A step is a class
+Anyone's own step or stage, and datatrove's filters, can be named the same way without being
+registered. A step is a class
 (``pretrain.data.steps.Step``), called with its settings; a stage is a function
 ``stage(folder_in, folder_out, settings)`` that reads one folder of ``NNNNN.jsonl.gz`` shards and
 writes another, whole or not at all, with a ``counts.json``.
@@ -19,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 from pretrain.errors import UsageError
 
 if TYPE_CHECKING:
+    from datatrove.data import Document
+
     from pretrain.data.steps import Step
 
 Stage = Callable[[Path, Path, dict[str, Any]], object]
@@ -41,8 +44,24 @@ def make_step(entry: Entry) -> Step:
     name, settings = split_entry(entry, "step")
     factory = _find(name, STEPS, "step")
     _check_settings(f"step {name}", factory, settings)
-    step: Step = factory(**settings)
-    return step
+    step: Any = factory(**settings)
+    return step if hasattr(step, "check") else DatatroveFilter(step)
+
+
+class DatatroveFilter:
+    """One of datatrove's own filters as a step."""
+
+    def __init__(self, block: Any) -> None:
+        if not hasattr(block, "filter"):
+            raise UsageError(f"{type(block).__name__} has neither check nor filter: it is no step")
+        self.name = type(block).__name__
+        self._block = block
+
+    def check(self, document: Document) -> str | None:
+        """datatrove answers with a truth value, or (truth value, reason)."""
+        result = self._block.filter(document)
+        kept, reason = result if isinstance(result, tuple) else (result, None)
+        return None if kept else str(reason or "dropped")
 
 
 def find_stage(entry: Entry) -> tuple[str, Stage, dict[str, Any]]:
@@ -63,7 +82,7 @@ def split_entry(entry: Entry, kind: str) -> tuple[str, dict[str, Any]]:
 def nearest(name: str, known: Iterable[str]) -> str:
     """``; did you mean "x"?``, or what there is when nothing is near."""
     names = sorted(known)
-    close = difflib.get_close_matches(name, names, n=1)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     if close:
         return f'; did you mean "{close[0]}"?'
     return f"; there are {', '.join(names)}" if names else "; there are none yet"

@@ -7,6 +7,7 @@ damaged stretch is reported once, with its offset.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,13 +42,16 @@ def read_warc(file: BinaryIO, damaged: Callable[[int], object]) -> Iterator[Page
         file.seek(start)
         last = start
         try:
-            for record in ArchiveIterator(file, record_types=_KINDS, parse_http=True):
+            for record in ArchiveIterator(file, parse_http=True):
                 last = start + record.stream_pos if marker == _PLAIN_RECORD else record.stream_pos
                 page = _page(record)
                 if page is None:
                     raise OSError("record is cut short")
                 reported = -1
-                yield page
+                if record.record_type & _KINDS:
+                    yield page
+            if marker == _GZIP_MEMBER and _ends_inside_member(file, last + 1):
+                damaged(last)
             return
         except (OSError, ValueError, EOFError):
             # A run of damage is one stretch: until a page was read again.
@@ -99,6 +103,21 @@ def _page(record: WarcRecord) -> Page | None:
         charset=record.http_charset if record.is_http else "utf-8",
         data=data,
     )
+
+
+def _ends_inside_member(file: BinaryIO, start: int) -> bool:
+    """Whether a member begins at or after ``start`` that the file does not hold to its end: one
+    that is cut before its record's headers looks to fastwarc like the end of the file."""
+    found = _find(file, _GZIP_MEMBER, start)
+    if found < 0:
+        return False
+    file.seek(found)
+    member = zlib.decompressobj(wbits=31)
+    try:
+        member.decompress(file.read(_BLOCK), _BLOCK)
+    except zlib.error:  # three bytes that only look like a member
+        return False
+    return not member.eof
 
 
 def _find(file: BinaryIO, marker: bytes, start: int) -> int:

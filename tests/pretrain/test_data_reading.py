@@ -1,0 +1,219 @@
+"""Damaged archives, wrong encodings, addresses, extraction and languages."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+from datatrove.data import Document
+
+from pretrain.data.decoding import DECLARED, DETECTED, REPLACED, UTF8, decode
+from pretrain.data.extract import Extract, content
+from pretrain.data.language import Language
+from pretrain.data.readers import Reader, list_files
+from pretrain.data.urls import UrlFilter
+from pretrain.data.warc import read_warc, write_warc
+from pretrain.errors import UsageError
+
+EN = "The library was opened in 1912, and most of the books have been there since that time."
+DE = "Die Bibliothek wurde im Jahr 1912 eröffnet, und die meisten Bücher sind seither auch dort."
+ES = "La biblioteca se abrió en el año 1912 y la mayoría de los libros está allí desde entonces."
+MEMBER = b"\x1f\x8b\x08"
+
+
+def page(number: int) -> tuple[str, bytes, dict[str, str]]:
+    body = f"<html><body><p>{EN} {number}</p></body></html>".encode()
+    return f"http://example.org/{number}", body, {"Content-Type": "text/html; charset=utf-8"}
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    path = tmp_path_factory.mktemp("warc") / "a.warc.gz"
+    assert write_warc(path, map(page, range(10))) == 10
+    return path.read_bytes()
+
+
+def members(data: bytes) -> list[int]:
+    return [i for i in range(len(data)) if data.startswith(MEMBER, i)]
+
+
+def read(data: bytes) -> tuple[str, int]:
+    damage: list[int] = []
+    pages = list(read_warc(io.BytesIO(data), damage.append))
+    return "".join(page.url[-1] for page in pages), len(damage)
+
+
+def test_a_whole_archive_is_read_compressed_or_not(archive: bytes) -> None:
+    assert read(archive) == ("0123456789", 0)
+    assert read(gzip.decompress(archive)) == ("0123456789", 0)
+
+
+def test_a_damaged_member_costs_itself(archive: bytes) -> None:
+    at = members(archive)
+    inside = bytearray(archive)
+    inside[at[4] + 60 : at[4] + 90] = bytes(30)
+    assert read(bytes(inside)) == ("012356789", 1)
+    head = bytearray(archive)
+    for i in (4, 5, 8):  # two neighbours are one stretch of damage
+        head[at[i] : at[i] + 10] = b"x" * 10
+    assert read(bytes(head)) == ("0123679", 2)
+
+
+def test_a_cut_archive_is_read_up_to_the_cut(archive: bytes) -> None:
+    at = members(archive)
+    assert read(archive[: at[7] + 100]) == ("0123456", 1)
+    assert read(archive[: at[3] + 50] + archive[at[5] :]) == ("01256789", 1)
+    assert read(gzip.decompress(archive)[:-60]) == ("012345678", 1)
+    assert read(b"no archive at all" * 20) == ("", 1)
+
+
+@pytest.mark.parametrize(
+    ("data", "declared", "text", "how"),
+    [
+        ("größer".encode(), "utf-8", "größer", DECLARED),
+        ("größer".encode(), "iso-8859-1", "größer", UTF8),  # the server lies
+        ("größer".encode("latin-1"), "iso-8859-1", "größer", DECLARED),
+        ("Größe und Übermut tun selten gut".encode("latin-1"), "utf-8", None, DETECTED),
+        (b"plain", "iso-8859-1", "plain", DECLARED),
+        (b"\xef\xbb\xbfmark", None, "mark", DECLARED),
+        (
+            "<meta charset=koi8-r>Привет".encode("koi8-r"),
+            None,
+            "<meta charset=koi8-r>Привет",
+            DECLARED,
+        ),
+        ("word".encode("utf-16-le"), "utf-16le", "word", DECLARED),
+    ],
+)
+def test_encodings(data: bytes, declared: str | None, text: str | None, how: str) -> None:
+    expected = text if text is not None else "Größe und Übermut tun selten gut"
+    assert decode(data, declared) == (expected, how)
+
+
+def test_what_nothing_decodes_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    text, how = decode(b"\x81\x8d\xff\xfe\x81" * 3, "shift_jis")
+    assert how in (DETECTED, REPLACED)
+    assert isinstance(text, str)
+
+
+def test_every_format_is_read_and_its_damage_named(tmp_path: Path, archive: bytes) -> None:
+    (tmp_path / "a.warc.gz").write_bytes(archive[: members(archive)[2] + 40])
+    (tmp_path / "b.html").write_bytes(b"<p>" + DE.encode("latin-1"))
+    rows = [{"text": EN, "id": "x", "lang": "en"}, {"body": "no text"}]
+    lines = "\n".join(map(json.dumps, rows)) + "\n{torn"
+    (tmp_path / "c.jsonl").write_text(lines)
+    pyarrow.parquet.write_table(pyarrow.table({"text": [ES]}), tmp_path / "d.parquet")
+    (tmp_path / "e.parquet").write_bytes(b"PAR1 not really")
+    (tmp_path / "f.jsonl.gz").write_bytes(gzip.compress(json.dumps({"text": EN}).encode())[:-9])
+    reader = Reader(list_files(tmp_path), tmp_path)
+    documents = list(reader.read())
+    assert [d.id for d in documents if d.metadata["file_path"] != "a.warc.gz"][:3] == [
+        *("b.html", "x", "d.parquet/0")
+    ]
+    assert DE in documents[2].text and documents[2].metadata["html"] is True
+    assert documents[3].metadata == {"lang": "en", "file_path": "c.jsonl"}
+    assert reader.counts["damaged"] == 3
+    assert reader.damaged_files["damaged"][0].startswith("a.warc.gz after ")
+    assert reader.damaged_files["damaged"][1:] == ["e.parquet", "f.jsonl.gz"]
+    assert reader.damaged_files["line is not JSON"] == ["c.jsonl line 3"]
+    assert reader.counts["encoding detected"] == 1
+    assert reader.counts['no text in "text"'] == 1
+
+
+def test_tasks_share_the_files(tmp_path: Path) -> None:
+    for i in range(5):
+        (tmp_path / f"{i}.html").write_text(f"<p>{i}")
+    ids = [d.id for rank in (0, 1) for d in Reader(list_files(tmp_path), tmp_path).read(rank, 2)]
+    assert ids == ["0.html", "2.html", "4.html", "1.html", "3.html"]
+
+
+@pytest.mark.parametrize(
+    ("address", "reason"),
+    [
+        ("https://www.essex.ac.uk/assassin/analysis", None),
+        ("http://free-porn.example/", "adult_url"),
+        ("http://shop.example/buy-viagra-now", "spam_url"),
+        ("http://a.example/cheap/casino", "soft_url_words"),
+        ("http://a.example/casino-royale-film", None),
+        ("http://sub.blocked.example/page", "blocklist"),
+        ("http://notblocked.example/page", None),
+        ("https://www.fine.example/bad/page/", "blocklist"),
+        ("https://fine.example/bad/other", None),
+        ("http://a.example/my-own-words", "url_word"),
+        ("", None),
+        ("http://[broken", None),
+    ],
+)
+def test_addresses(tmp_path: Path, address: str, reason: str | None) -> None:
+    blocklist = tmp_path / "blocked.txt"
+    blocklist.write_text("# ours\nblocked.example\nhttps://fine.example/bad/page\n")
+    step = UrlFilter(blocklist=str(blocklist), words=["own-words"])
+    document = Document(text="", id="", metadata={"url": address} if address else {})
+    assert step.check(document) == reason
+
+
+def test_a_missing_blocklist_is_said(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="blocklist"):
+        UrlFilter(blocklist=str(tmp_path / "none.txt"))
+
+
+def test_navigation_goes_and_prose_stays() -> None:
+    menu = "".join(f'<li><a href="/{i}">Menu {i}</a></li>' for i in range(20))
+    paragraphs = "".join(f"<p>{EN} Paragraph {i}.</p>" for i in range(8))
+    text = content(f"<html><body><nav><ul>{menu}</ul></nav><main>{paragraphs}</main></body></html>")
+    assert "Menu" not in text
+    assert text.count(EN) == 8
+
+
+def test_prose_that_main_content_loses_is_kept() -> None:
+    # A class name that reads as a sidebar's, around half of the text.
+    half = "".join(f"<p>{EN} Lost {i}.</p>" for i in range(8))
+    kept = "".join(f"<p>{EN} Kept {i}.</p>" for i in range(8))
+    html = f'<html><body><main>{kept}</main><div class="sidebar">{half}</div></body></html>'
+    text = content(html)
+    assert text.count("Kept") == 8 and text.count("Lost") == 8
+    assert content(html, max_lost_prose=10).count("Lost") == 0
+
+
+def test_a_page_without_text_is_dropped_and_text_is_left_alone() -> None:
+    step = Extract()
+    empty = Document(text="<html><body><script>1</script></body></html>", id="", metadata={})
+    empty.metadata["html"] = True
+    assert step.check(empty) == "no_text"
+    plain = Document(text="a < b", id="", metadata={})
+    assert step.check(plain) is None and plain.text == "a < b"
+
+
+def judge(step: Language, text: str) -> tuple[str | None, str, str]:
+    document = Document(text=text, id="", metadata={})
+    return step.check(document), document.metadata["language"], document.text
+
+
+@pytest.mark.parametrize("identifier", ["fasttext", "lingua"])
+def test_languages(identifier: str) -> None:
+    step = Language(keep=["en", "de"], identifier=identifier)
+    assert judge(step, EN) == (None, "en", EN)
+    assert judge(step, DE) == (None, "de", DE)
+    assert judge(step, ES)[:2] == ("other_language", "es")
+
+
+def test_paragraphs_of_another_language_go() -> None:
+    step = Language(keep=["de", "en"])
+    de, es = f"{DE} Und mehr davon.", f"{ES} Y mucho más que eso."
+    assert judge(step, f"{de}\n{es}\n{de}\nOK") == (None, "de", f"{de}\n{de}\nOK")
+    # The wanted language decides, also where it is the smaller part; none wanted: the larger part.
+    assert judge(Language(keep=["es"]), f"{de}\n{es}\n{de}") == (None, "es", es)
+    assert judge(Language(), f"{de}\n{es}\n{de}") == (None, "de", f"{de}\n{de}")
+    assert judge(Language(keep=["en"]), "47 11 08 15")[0] is not None
+
+
+def test_the_model_is_checked_before_work_begins(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="model"):
+        Language(model=str(tmp_path / "lid.bin"))
+    with pytest.raises(UsageError, match="keep is a list"):
+        Language(keep="en")
