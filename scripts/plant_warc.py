@@ -32,7 +32,8 @@ PERSON = (
     "people at the desk are glad to help with every form. Write to maria.lopez{0}@mail-example.com "
     "or call +49 30 9018{0:02d} 4711 when you are late. The account of the office is "
     "DE89 3704 0044 0532 0130 00, and its server answers at 81.169.145.{0}. Those who have "
-    "a question about the library, the park or the schools will find the right person there.</p>"
+    "a question about the library, the park or the schools will find the right person there. "
+    "Forms for the winter are sent out in autumn. Nothing has to be paid for them.</p>"
 )
 Page = tuple[str, bytes, dict[str, str]]
 

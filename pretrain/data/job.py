@@ -14,7 +14,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,12 +48,12 @@ def prepare_data(**settings: Any) -> DataResult:
     job = make_settings(settings)
     from pretrain.data.readers import list_files
 
-    files = list_files(Path(job.input), job.format)
-    job = replace(job, tasks=int(job.tasks) or min(len(files), _MOST_TASKS))
+    files = list_files(job.input, job.format)
+    job = job.model_copy(update={"tasks": job.tasks or min(len(files), _MOST_TASKS)})
     steps = [make_step(entry) for entry in job.steps]
     stages = [find_stage(entry) for entry in job.stages]
     deadline = time.time() + job.deadline_s if job.deadline_s else None
-    out = Path(job.output).absolute()
+    out = job.output.absolute()
     with _locked(out, job, files):
         try:
             done = _run_chain(job, out, files, steps, deadline)
@@ -84,9 +84,9 @@ def _run_chain(
     folder = out / STEPS_FOLDER
     if (folder / "counts.json").is_file():
         return True
-    reader = Reader(files, Path(job.input), job.text_key)
+    reader = Reader(files, job.input, job.text_key)
     chain = Chain(reader, steps, folder, rejects=job.rejects, deadline=deadline)
-    workers = int(job.workers) or len(os.sched_getaffinity(0))
+    workers = job.workers or len(os.sched_getaffinity(0))
     executor = make_executor(
         job.executor, [chain], tasks=job.tasks, workers=min(workers, job.tasks), logs=out / "logs"
     )
@@ -146,8 +146,6 @@ def _run_stages(
     for number, (name, stage, settings) in enumerate(stages, start=1):
         if deadline is not None and time.time() > deadline:
             raise RunError(f"the deadline passed before the stage {name}; earlier ones are kept")
-        if job.rejects:
-            settings = {"rejects": True, **settings}
         target = out / f"{number:02d}_{name.split(':')[-1]}"
         if not (target / "counts.json").is_file():
             stage(folder, target, settings)
@@ -167,11 +165,12 @@ def _locked(out: Path, job: DataSettings, files: list[tuple[str, Path]]) -> Iter
     from pretrain.data.chain import write_json
 
     record = out / "job.json"
-    asked = {**asdict(job), "files": [[str(path), path.stat().st_size] for _, path in files]}
+    seen = [[str(path), path.stat().st_size] for _, path in files]
+    asked = {**job.model_dump(mode="json"), "files": seen}
     if record.is_file():
         earlier = json.loads(record.read_text("utf-8"))
         changed = difference(job, earlier)
-        if changed is None and earlier["files"] != json.loads(json.dumps(asked["files"])):
+        if changed is None and earlier["files"] != seen:
             changed = "the input's files are not the same"
         if changed:
             raise UsageError(f"{out} holds another job: {changed}. Choose another output folder")

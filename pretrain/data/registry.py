@@ -36,7 +36,9 @@ STEPS = {
     "c4": "pretrain.data.heuristics:C4",
     "fineweb": "pretrain.data.heuristics:FineWeb",
 }
-STAGES: dict[str, str] = {}
+STAGES = {
+    "shards": "pretrain.data.shard_writer:shards_stage",
+}
 
 
 def make_step(entry: Entry) -> Step:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
+from pretrain.checked_settings import CheckedSettings
 from pretrain.data.registry import Entry, nearest
 from pretrain.errors import UsageError
 
@@ -20,45 +21,33 @@ DEFAULT_STEPS: tuple[Entry, ...] = (
 _FREE = {"executor", "workers", "deadline_s", "stall_s"}
 
 
-@dataclass(frozen=True)
-class DataSettings:
+class DataSettings(CheckedSettings):
     """A data job: ``input`` through ``steps`` and ``stages`` into the folder ``output``."""
 
-    input: str  # a folder, searched through, or a file
-    output: str
+    input: Path  # a folder, searched through, or a file
+    output: Path
     format: str = "auto"  # warc, jsonl, parquet, html; auto goes by the ending of each file
     text_key: str = "text"  # of JSONL and Parquet rows
-    steps: Sequence[Entry] = DEFAULT_STEPS  # over documents: names, or tables with settings
-    stages: Sequence[Entry] = ()  # over files, after the steps
-    tasks: int = 0  # shards; 0: one for each input file, at most 64
-    workers: int = 0  # tasks at once; 0: one for each core
-    executor: Entry = "local"  # local, or a table: {name = "slurm", partition = ..., time = ...}
-    rejects: bool = False  # keep what was dropped, in folders of their own
-    deadline_s: float | None = None  # of the whole job; what is finished is kept
-    stall_s: float = 900.0  # no task got further for so long: stop
+    steps: tuple[Entry, ...] = DEFAULT_STEPS  # over documents: names, or tables with settings
+    stages: tuple[Entry, ...] = ()  # over files, after the steps
+    tasks: int = Field(0, ge=0)  # shards; 0: one for each input file, at most 64
+    workers: int = Field(0, ge=0)  # tasks at once; 0: one for each core
+    executor: Entry = "local"  # or a table: {name = "slurm", partition = ..., time = ...}
+    rejects: bool = False  # keep what the steps dropped, in 00_steps.rejects
+    deadline_s: float | None = Field(None, gt=0)  # of the job; what is finished is kept
+    stall_s: float = Field(900.0, gt=0)  # no task got further for so long: stop
 
 
 def make_settings(values: Mapping[str, Any]) -> DataSettings:
     """Checked settings. Raises UsageError for unknown names, missing ones and wrong kinds."""
-    known = {field.name for field in fields(DataSettings)}
+    known = DataSettings.model_fields
     for key in values:
         if key not in known:
             raise UsageError(f'there is no setting "{key}"{nearest(key, known)}')
     for key in ("input", "output"):
         if not values.get(key):
             raise UsageError(f"{key} is missing: {key} = a folder")
-    for key in ("steps", "stages"):
-        if isinstance(values.get(key, ()), str) or not isinstance(values.get(key, ()), Sequence):
-            raise UsageError(f"{key} is a list of names or tables, not {values[key]!r}")
-    for key in ("tasks", "workers", "deadline_s", "stall_s"):
-        value = values.get(key)
-        if value is not None and (
-            isinstance(value, bool) or not isinstance(value, int | float) or value < 0
-        ):
-            raise UsageError(f"{key} is a number that is not negative, not {value!r}")
-    return DataSettings(
-        **{**values, "input": str(values["input"]), "output": str(values["output"])}
-    )
+    return DataSettings(**values)
 
 
 def read_config(path: str | None, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -86,7 +75,7 @@ def read_config(path: str | None, overrides: Sequence[str] = ()) -> dict[str, An
 
 def difference(settings: DataSettings, earlier: Mapping[str, Any]) -> str | None:
     """The first setting that makes this another job than the earlier one, with both values."""
-    now = json.loads(json.dumps(asdict(settings)))
+    now = settings.model_dump(mode="json")
     for key in now.keys() - _FREE:
         if now[key] != earlier.get(key):
             return f"{key} was {earlier.get(key)!r}, now it is {now[key]!r}"
