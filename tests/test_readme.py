@@ -8,6 +8,7 @@ that need no model as they are, the README's job up to the point where it asks f
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import shlex
 import subprocess
@@ -21,6 +22,7 @@ from data_gen.cli import _parser as data_gen_parser
 from posttrain.cli import _parser
 from posttrain.config import load_config
 from posttrain.trainers.sft_settings import load_sft_config
+from pretrain.cli import _parser as pretrain_parser
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = ["README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in ROOT.glob("docs/*.md"))]
@@ -57,6 +59,10 @@ def check_posttrain(arguments: list[str]) -> None:
 
 def check_data_gen(arguments: list[str]) -> None:
     data_gen_parser().parse_args(arguments)
+
+
+def check_pretrain(arguments: list[str]) -> None:
+    pretrain_parser().parse_args(arguments)  # exits with 2 when it does not parse
 
 
 def check_python(arguments: list[str]) -> None:
@@ -98,6 +104,7 @@ CHECKS = {
     "make": check_make,
     "posttrain": check_posttrain,
     "data_gen": check_data_gen,
+    "pretrain": check_pretrain,
     "python": check_python,
     "pip": check_pip,
 }
@@ -112,6 +119,9 @@ def test_a_command_can_be_typed(document: str, words: list[str]) -> None:
     if words[0] == "export":
         return
     program, *arguments = words
+    if program.startswith("scripts/"):
+        assert os.access(ROOT / program, os.X_OK), f"{program} can't be run"
+        return
     assert program in CHECKS, f"{document}: no check for {program}"
     CHECKS[program](arguments)
 
