@@ -74,8 +74,9 @@ def read_texts(folders: tuple[str, ...]) -> Iterator[Text]:
 def sample(settings: SampleSettings) -> Sample:
     """Count, and set the rates so that the shares come out.
 
-    The sample is as large as the rarest language allows, up to ``characters``. Raises UsageError
-    when a language with a share has no documents.
+    The sample is as large as the rarest language allows, up to ``characters``, and holds nothing
+    twice that the shares don't ask for. Raises UsageError when a language with a share has no
+    documents.
     """
     there: Counter[str] = Counter()
     for text in read_texts(settings.documents):
@@ -94,7 +95,8 @@ def sample(settings: SampleSettings) -> Sample:
     if min(wanted.values()) <= 0:
         raise UsageError(f"every share of the tokenizer must be above 0: {wanted}")
     shares = {language: share / sum(wanted.values()) for language, share in wanted.items()}
-    most = min(settings.repeats * there[language] / share for language, share in shares.items())
-    total = min(float(settings.characters), most)
+    passes = [there[language] / share for language, share in shares.items()]
+    # as much as the rarest language can give, and no language more than it needs to be whole once
+    total = min(float(settings.characters), settings.repeats * min(passes), max(passes))
     rates = {language: share * total / there[language] for language, share in shares.items()}
     return Sample(settings, rates, shares, int(total))

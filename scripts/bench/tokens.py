@@ -84,12 +84,12 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--vocab-size", type=int, default=16_384)
     options = parser.parse_args()
-    for kind in ("bpe", "unigram"):
-        print(json.dumps(train(options, kind)), flush=True)
+    print(json.dumps(train(options, "bpe")), flush=True)
     for processes in (1, 2):
         print(json.dumps(tokenise(options, processes)), flush=True)
     for line in stream(options):
         print(json.dumps(line), flush=True)
+    print(json.dumps(train(options, "unigram")), flush=True)
 
 
 if __name__ == "__main__":
