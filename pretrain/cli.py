@@ -11,6 +11,7 @@ import sys
 from pretrain.data.command import add_parser as add_data
 from pretrain.data.shard_command import add_parser as add_shards
 from pretrain.errors import RunError, UsageError
+from pretrain.tokenizer_command import add_parser as add_tokenizer
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -34,6 +35,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     add_data(commands)
     add_shards(commands)
+    add_tokenizer(commands)
     return parser
 
 

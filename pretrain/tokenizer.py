@@ -91,7 +91,7 @@ def train_tokenizer(
     )
     tokenizer.train_from_iterator(_with_roles(texts), trainer)
     return PreTrainedTokenizerFast(
-        tokenizer_object=_with_visible(tokenizer),
+        tokenizer_object=with_visible(tokenizer),
         eos_token=END_OF_TEXT,
         pad_token=PAD,
         additional_special_tokens=[TURN_START, TURN_END],
@@ -108,13 +108,13 @@ def _with_roles(texts: Iterable[str]) -> Iterable[str]:
     yield from texts
 
 
-def _with_visible(tokenizer: Tokenizer) -> Tokenizer:
-    """The same tokenizer, in which the thinking tokens are ordinary text when it is decoded.
+def with_visible(tokenizer: Tokenizer, visible: Iterable[str] = VISIBLE) -> Tokenizer:
+    """The same tokenizer, in which these tokens are ordinary text when it is decoded.
 
     The trainer can only keep a token whole by calling it special, and nothing but the written form
     of the tokenizer lets that be taken back.
     """
     written = json.loads(tokenizer.to_str())
     for token in written["added_tokens"]:
-        token["special"] = token["content"] not in VISIBLE
+        token["special"] = token["content"] not in visible
     return type(tokenizer).from_str(json.dumps(written))

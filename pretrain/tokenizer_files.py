@@ -19,7 +19,8 @@ from pretrain.errors import UsageError
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-_DECIDES_IDS = ("model", "added_tokens", "normalizer", "pre_tokenizer")
+_ADDED = "added_tokens"
+_DECIDES_IDS = ("model", _ADDED, "normalizer", "pre_tokenizer")
 _ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>")  # where none is named
 FILES = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
@@ -122,3 +123,11 @@ def difference(one: TokenizerFiles, other: TokenizerFiles) -> str:
     parts, others = json.loads(one.written), json.loads(other.written)
     name = next(name for name in _DECIDES_IDS if parts.get(name) != others.get(name))
     return f"the two have the same vocabulary, but another {name} ({one.folder}, {other.folder})"
+
+
+def extends(longer: TokenizerFiles, one: TokenizerFiles) -> bool:
+    """Whether ``longer`` is ``one`` with added tokens, so that no id means anything else."""
+    parts, others = json.loads(longer.written), json.loads(one.written)
+    same = all(parts.get(name) == others.get(name) for name in _DECIDES_IDS if name != _ADDED)
+    kept = one.vocabulary.items() <= longer.vocabulary.items()
+    return same and kept and len(longer.vocabulary) > len(one.vocabulary)

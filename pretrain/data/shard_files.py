@@ -9,11 +9,9 @@ Special tokens in a document are text: a page that spells ``<|endoftext|>`` must
 
 from __future__ import annotations
 
-import gzip
 import json
 import os
 import re
-import zlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,6 +24,7 @@ from pydantic import Field
 
 from pretrain.checked_settings import CheckedSettings
 from pretrain.data import fim
+from pretrain.data.documents import read_documents
 from pretrain.data.fim import FimSettings
 from pretrain.errors import RunError
 from pretrain.tokenizer_files import TokenizerFiles, read_tokenizer
@@ -98,20 +97,15 @@ Document = tuple[int, dict[str, Any]]  # its line, counted from 1, and what stan
 
 
 def _batches(path: Path) -> Iterator[list[Document]]:
-    """Documents in batches of bounded size. Raises RunError, with the line, for a bad one."""
+    """Documents in batches of bounded size."""
     batch: list[Document] = []
-    characters = line = 0
-    try:
-        with gzip.open(path, "rt", encoding="utf-8") as file:
-            for line, text in enumerate(file, 1):
-                document = json.loads(text)
-                characters += len(document["text"])
-                batch.append((line, document))
-                if characters >= _BATCH:
-                    yield batch
-                    batch, characters = [], 0
-    except (ValueError, KeyError, TypeError, EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise RunError(f"{path}, line {line + 1}: no document ({error!r})") from error
+    characters = 0
+    for line, document in read_documents(path):
+        characters += len(document["text"])
+        batch.append((line, document))
+        if characters >= _BATCH:
+            yield batch
+            batch, characters = [], 0
     yield batch
 
 
@@ -151,7 +145,7 @@ class _OneShard:
             growing.add(np.array([*ids, self._end], self._dtype), len(document["text"]), bool(cut))
 
     def _source(self, line: int, document: dict[str, Any]) -> tuple[str, str]:
-        metadata, settings = document.get("metadata") or {}, self._task.settings
+        metadata, settings = document["metadata"], self._task.settings
         found = metadata.get("language") or settings.language, metadata.get("domain")
         language, domain = str(found[0]), str(found[1] or settings.domain)
         for name in (language, domain):

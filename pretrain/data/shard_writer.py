@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.data import fim
+from pretrain.data.documents import document_files
 from pretrain.data.shard_files import (
     ShardSettings,
     Task,
@@ -45,10 +46,8 @@ def write_shards(source: str | Path, out: str | Path, settings: ShardSettings) -
     for, ``out`` exists, an unfinished ``out`` of other settings), RunError for a document that
     can't be read, a full disk, or a process that died; what was done is kept.
     """
-    source, out = Path(source), Path(out)
-    documents = sorted(source.glob("*.jsonl.gz"))
-    if not documents:
-        raise UsageError(f"no documents in {source}: it has no NNNNN.jsonl.gz")
+    out = Path(out)
+    documents = document_files(source)
     if out.exists():
         raise UsageError(f"{out} exists: choose another folder or remove it")
     files = read_tokenizer(settings.tokenizer)

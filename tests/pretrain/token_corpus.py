@@ -10,7 +10,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pretrain.data.shard_writer import ShardSettings, write_shards
+from pretrain.data.shard_files import ShardSettings
+from pretrain.data.shard_writer import write_shards
 from pretrain.data.shards import Shards
 from pretrain.tokenizer import train_tokenizer
 

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from pretrain.data.fim import FimSettings
-from pretrain.data.shard_writer import ShardSettings, write_shards
+from pretrain.data.shard_files import ShardSettings
+from pretrain.data.shard_writer import write_shards
 from pretrain.data.shards import Shards, join
 from pretrain.errors import RunError, UsageError
 from pretrain.tokenizer import train_tokenizer

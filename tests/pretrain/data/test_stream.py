@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
@@ -247,3 +248,9 @@ def test_folders_are_joined(shards: Shards, tmp_path: Path) -> None:
     one = stream(shards, phase, shards=folders)
     assert one.sources == ("de/web", "en/best", "en/code", "en/web")
     assert one.plans[0].available.tolist() == [50, 10, 25, 110]
+
+
+def test_the_settings_of_the_page_are_settings() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "pretraining.md").read_text()
+    values = tomllib.loads(page.split("```toml\n")[1].split("```")[0])
+    assert [phase.steps for phase in StreamSettings(**values).phases] == [4_500, 500]
