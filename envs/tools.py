@@ -32,7 +32,7 @@ from rewards import Outcome, Score, UsageError
 from rewards.calling import as_score
 from rewards.threads import WORLDS, in_thread
 
-_OURS = {"start", "step", "close", "tools", "judge", "unfinished"}
+_OURS = {"reward", "start", "step", "close", "tools", "judge", "unfinished"}
 
 
 class ToolFailure(Exception):
@@ -45,11 +45,12 @@ class ToolEnv:
     task: Task
     call_timeout_s = 10.0  # of one call
     max_result_chars = 4000  # of one result; what is more is cut in the middle
+    _specs: tuple[ToolSpec, ...] = ()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        for name in tool_names(cls):  # a tool that no schema can be made of is told at once
-            tool_spec(getattr(cls, name))
+        # a tool that no schema can be made of is told at once
+        cls._specs = tuple(tool_spec(getattr(cls, name)) for name in tool_names(cls))
 
     @instant
     def start(self, task: Task, *, seed: int) -> Sequence[Message]:
@@ -59,7 +60,7 @@ class ToolEnv:
 
     @instant
     def tools(self) -> Sequence[ToolSpec]:
-        return [tool_spec(getattr(type(self), name)) for name in tool_names(type(self))]
+        return self._specs
 
     async def step(self, message: Message) -> Step:
         """Run the calls, in order; without any, the message is the answer."""
@@ -98,7 +99,7 @@ class ToolEnv:
 
     async def _run(self, call: Mapping[str, Any]) -> tuple[str, bool]:
         """The result of one call as text, and whether it is an error."""
-        names = tool_names(type(self))
+        names = [spec.name for spec in self._specs]
         if call["name"] not in names:
             return f"error: there is no tool {call['name']!r}; there is {', '.join(names)}", True
         try:

@@ -214,10 +214,12 @@ class Episode:
         room = self.player.limits.window - len(prompt_ids)
         if self._budget.tokens is not None:
             room = min(room, self._budget.tokens - sum(len(t.completion) for t in self.turns))
+        if room < sampling.max_tokens:
+            sampling = replace(sampling, max_tokens=room)
         request = Request(
             request_id=f"{self.rollout_id}-{turn}",
             prompt_ids=prompt_ids,
-            sampling=replace(sampling, max_tokens=min(sampling.max_tokens, room)),
+            sampling=sampling,
             seed=derive_seed(self.seed, turn),
             step=self.step,
         )
