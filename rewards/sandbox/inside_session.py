@@ -30,13 +30,14 @@ import sys
 import time
 import traceback
 import types
+from typing import Any
 
 LENGTH = struct.Struct(">I")
 CHUNK = 1 << 16
 COMMANDS, STATUS = 3, 4  # descriptors of a worker, beside its output
 
 
-def take(fd, size):
+def take(fd: int, size: int) -> bytes | None:
     """Exactly ``size`` bytes; None when the other end has closed."""
     data = bytearray()
     while len(data) < size:
@@ -47,29 +48,35 @@ def take(fd, size):
     return bytes(data)
 
 
-def give(fd, data):
+def give(fd: int, data: bytes) -> None:
     rest = memoryview(data)
     while rest:
         rest = rest[os.write(fd, rest) :]
 
 
-def frame(text):
+def frame(text: str) -> bytes:
     data = text.encode("utf-8", "surrogatepass")
     return LENGTH.pack(len(data)) + data
+
+
+def receive(fd: int) -> str | None:
+    """The content of the next frame; None when the other end has closed."""
+    head = take(fd, LENGTH.size)
+    data = head and take(fd, *LENGTH.unpack(head))
+    return None if data is None else data.decode("utf-8", "surrogatepass")
 
 
 # the interpreter
 
 
-def interpret():
+def interpret() -> None:
     """Run what comes on COMMANDS; the status of each goes to STATUS: 0, or 1 when it raised."""
     me, number = os.getpid(), 0
     for fd in (COMMANDS, STATUS):
         os.set_inheritable(fd, False)
     module = types.ModuleType("__main__")
     sys.modules["__main__"], sys.argv = module, [""]
-    while (head := take(COMMANDS, LENGTH.size)) is not None:
-        code = take(COMMANDS, *LENGTH.unpack(head)).decode("utf-8", "surrogatepass")
+    while (code := receive(COMMANDS)) is not None:
         number += 1
         status = execute(code, f"<call {number}>", module.__dict__)
         for stream in (sys.stdout, sys.stderr):
@@ -79,20 +86,21 @@ def interpret():
         give(STATUS, b"%d\n" % status)
 
 
-def execute(code, name, namespace):
+def execute(code: str, name: str, namespace: dict[str, Any]) -> int:
+    """0, or 1 when it raised: then it is shown as an interpreter shows it."""
     linecache.cache[name] = (len(code), None, code.splitlines(True), name)
     try:
         tree = ast.parse(code, name)
         last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
         exec(compile(tree, name, "exec"), namespace)
-        if last is not None:
+        if isinstance(last, ast.Expr):
             value = eval(compile(ast.Expression(last.value), name, "eval"), namespace)
             if value is not None:
                 print(repr(value))
         return 0
     except SystemExit:
         raise
-    except BaseException as error:  # whatever it is, it is shown as an interpreter shows it
+    except BaseException as error:  # noqa: BLE001  boundary: model text
         own = error.__traceback__.tb_next if error.__traceback__ else None
         error.__traceback__ = own if not isinstance(error, SyntaxError) else None
         traceback.print_exception(error)
@@ -105,7 +113,7 @@ def execute(code, name, namespace):
 class Worker:
     """An interpreter or a shell, and the pipes to it."""
 
-    def __init__(self, kind, source):
+    def __init__(self, kind: str, source: str) -> None:
         self.kind = kind
         commands, self.commands = os.pipe()
         self.status, status = os.pipe()
@@ -134,89 +142,113 @@ class Worker:
         for fd in (self.commands, self.status, self.output):
             os.set_blocking(fd, False)
 
-    def written(self, text):
+    def written(self, text: str) -> bytes:
         """What this worker reads as one command."""
         if self.kind == "python":
             return frame(text)
         line = f"{{ eval {shlex.quote(text)}\n}} </dev/null {STATUS}>&- {COMMANDS}<&-\n"
         return f"{line}printf '%d\\n' $? >&{STATUS}\n".encode("utf-8", "surrogatepass")
 
-    def close(self):
+    def close(self) -> None:
         for fd in (self.commands, self.status, self.output):
             os.close(fd)
 
 
-class Supervisor:
-    def __init__(self, source):
-        self.source = source
-        self.workers = {}
+class Call:
+    """One command in a worker: what it writes, and the line with its status."""
 
-    def call(self, kind, text, wall_s, limit):
+    def __init__(self, worker: Worker, text: str, limit: int) -> None:
+        self.worker, self.limit = worker, limit
+        self.rest = memoryview(worker.written(text))
+        self.said, self.dropped = bytearray(), 0
+        self.status, self.ended = b"", False
+        self.poll = select.poll()
+        self.poll.register(worker.status, select.POLLIN)
+        self.poll.register(worker.output, select.POLLIN)
+        self.poll.register(worker.commands, select.POLLOUT)
+
+    @property
+    def exit_code(self) -> int | None:
+        """None when the worker ended without a status."""
+        line, whole, _ = self.status.partition(b"\n")
+        return int(line) if whole and line.isdigit() and len(line) < 4 else None
+
+    def to_end(self, deadline: float) -> bool:
+        """Whether it ended before ``deadline``."""
+        while not self.ended:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return False
+            for fd, _ in self.poll.poll(left * 1000):
+                self.serve(fd)
+        while self.hear() and time.monotonic() < deadline:  # what it wrote before the status
+            pass
+        return True
+
+    def serve(self, fd: int) -> None:
+        if fd == self.worker.commands:
+            self.tell()
+        elif fd == self.worker.output:
+            if self.hear() == b"":
+                self.poll.unregister(fd)  # it closed what it writes to
+        else:
+            piece = os.read(fd, 64)
+            self.status += piece
+            self.ended = not piece or b"\n" in self.status or len(self.status) > 64
+
+    def tell(self) -> None:
+        try:
+            self.rest = self.rest[os.write(self.worker.commands, self.rest) :]
+        except BrokenPipeError:
+            self.rest = self.rest[:0]  # its end will be seen elsewhere
+        if not self.rest:
+            self.poll.unregister(self.worker.commands)
+
+    def hear(self) -> bytes | None:
+        """The next piece of output, b"" at its end, None when there is none now."""
+        try:
+            piece = os.read(self.worker.output, CHUNK)
+        except BlockingIOError:
+            return None
+        kept = piece[: self.limit - len(self.said)]
+        self.said += kept
+        self.dropped += len(piece) - len(kept)
+        return piece
+
+
+class Supervisor:
+    """Answers requests: each public method is one."""
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+        self.workers: dict[str, Worker] = {}
+
+    def call(self, kind: str, text: str, wall_s: float, limit: int) -> dict[str, Any]:
         """Run one command: what it wrote (cut at ``limit``), how it ended, and what was lost."""
         worker = self.workers.get(kind)
         if worker is None:
             worker = self.workers[kind] = Worker(kind, self.source)
-        said, dropped, status = self.talk(worker, worker.written(text), wall_s, limit)
-        answer = {"output": base64.b64encode(said).decode(), "dropped": dropped, "lost": False}
-        if status is None:
+        call = Call(worker, text, limit)
+        in_time = call.to_end(time.monotonic() + wall_s)
+        answer: dict[str, Any] = {
+            "output": base64.b64encode(call.said).decode(),
+            "dropped": call.dropped,
+            "ending": "exit",
+            "exit_code": call.exit_code,
+            "lost": False,
+        }
+        if not in_time:
             self.end_all()
-            return answer | {"ending": "wall", "exit_code": None, "lost": True}
-        if status == b"":  # it ended by itself
-            del self.workers[kind]
-            worker.close()
-            code = worker.process.wait()
-            ending = {"ending": "exit", "exit_code": code} if code >= 0 else {"ending": "signal"}
-            return {"exit_code": None} | answer | ending | {"lost": True}
-        return answer | {"ending": "exit", "exit_code": int(status)}
+            return {**answer, "ending": "wall", "exit_code": None, "lost": True}
+        if call.exit_code is not None:
+            return answer
+        del self.workers[kind]  # it ended by itself
+        worker.close()
+        code = worker.process.wait()
+        ending = {"ending": "signal"} if code < 0 else {"exit_code": code}
+        return {**answer, **ending, "lost": True}
 
-    def talk(self, worker, command, wall_s, limit):
-        """Output, bytes left out, and the status line: empty when it ended, None when too late."""
-        deadline, rest = time.monotonic() + wall_s, memoryview(command)
-        said, dropped, status = bytearray(), 0, b""
-        poll = select.poll()
-        poll.register(worker.status, select.POLLIN)
-        poll.register(worker.output, select.POLLIN)
-        poll.register(worker.commands, select.POLLOUT)
-        over = False
-        while not over:
-            left = deadline - time.monotonic()
-            if left <= 0:
-                return bytes(said), dropped, None
-            for fd, event in poll.poll(left * 1000):
-                if fd == worker.commands:
-                    try:
-                        rest = rest[os.write(fd, rest) :]
-                    except BrokenPipeError:
-                        rest = rest[:0]
-                    if not rest:
-                        poll.unregister(fd)
-                    continue
-                piece = os.read(fd, CHUNK) if event & select.POLLIN else b""
-                if fd == worker.output:
-                    kept = piece[: limit - len(said)]
-                    said += kept
-                    dropped += len(piece) - len(kept)
-                    if not piece:
-                        poll.unregister(fd)  # it closed what it writes to
-                else:
-                    status += piece[:20]
-                    over = not piece or b"\n" in status
-        while piece := self.more(worker.output):
-            kept = piece[: limit - len(said)]
-            said += kept
-            dropped += len(piece) - len(kept)
-            if time.monotonic() > deadline:  # something in the background writes without end
-                break
-        line = status.partition(b"\n")[0]
-        return bytes(said), dropped, line if line.isdigit() and b"\n" in status else b""
-
-    def more(self, fd):
-        try:
-            return os.read(fd, CHUNK)
-        except BlockingIOError:
-            return b""
-
-    def end_all(self):
+    def end_all(self) -> None:
         """Kill every other process in here: nothing of a call goes on after its time."""
         try:
             os.kill(-1, signal.SIGKILL)
@@ -229,13 +261,13 @@ class Supervisor:
 
     # files
 
-    def read(self, path):
+    def read(self, path: str) -> dict[str, Any]:
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise OSError(f"{path} is no file")
             return {"content": base64.b64encode(file.read()).decode()}
 
-    def write(self, path, content):
+    def write(self, path: str, content: str) -> dict[str, Any]:
         if os.path.dirname(path):
             os.makedirs(os.path.dirname(path), exist_ok=True)
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NONBLOCK, 0o755)
@@ -243,9 +275,10 @@ class Supervisor:
             file.write(base64.b64decode(content))
         return {}
 
-    def files(self, most_bytes):
+    def files(self, most_bytes: int) -> dict[str, Any]:
         """All regular files below the working folder; links are left out."""
-        found, total = {}, 0
+        found: dict[str, str] = {}
+        total = 0
         for folder, _, names in os.walk("."):
             for name in names:
                 path = os.path.join(folder, name)
@@ -263,11 +296,11 @@ class Supervisor:
         return {"files": found}
 
 
-def main(source):
+def main(source: str) -> None:
     supervisor = Supervisor(source)
     home = os.getcwd()
-    while (head := take(0, LENGTH.size)) is not None:
-        request = json.loads(take(0, *LENGTH.unpack(head)))
+    while (text := receive(0)) is not None:
+        request = json.loads(text)
         what = request.pop("do")
         try:
             os.chdir(home)

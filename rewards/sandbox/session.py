@@ -95,7 +95,7 @@ class OpenSession:
 
     def _call(self, kind: str, text: str) -> Said:
         limits = self._limits
-        request = {"do": "call", "kind": kind, "text": text}
+        request: dict[str, Any] = {"do": "call", "kind": kind, "text": text}
         request |= {"wall_s": limits.call_s, "limit": limits.output_bytes}
         answer = self._ask(request)
         return read_said(answer, limits.output_bytes)
@@ -127,7 +127,7 @@ def read_said(answer: Mapping[str, Any], output_bytes: int) -> Said:
     if not fits or not ended or not (code is None or (type(code) is int and 0 <= code < 256)):
         raise SessionOver(Ending.SIGNAL)
     assert isinstance(dropped, int)
-    return Said(output, dropped, Ending(ending), code, answer.get("lost") is True)
+    return Said(output, dropped, Ending(str(ending)), code, answer.get("lost") is True)
 
 
 def _object(raw: bytes) -> dict[str, Any]:
