@@ -42,7 +42,8 @@ class Check:
 class Workspace(SessionEnv):
     """One episode over a folder; judged by the task's hidden checks."""
 
-    check_limits = Limits(wall_s=30.0, cpu_s=30.0)
+    # What fits into a session must fit here, beside a check's own files.
+    check_limits = Limits(wall_s=30.0, cpu_s=30.0, disk_bytes=128 << 20, files=4000)
     judge_timeout_s = 600.0
 
     @instant

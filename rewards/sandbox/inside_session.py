@@ -34,6 +34,7 @@ from typing import Any
 
 LENGTH = struct.Struct(">I")
 CHUNK = 1 << 16
+MAX_PATH = 2000  # of a file that is handed out
 COMMANDS, STATUS = 3, 4  # descriptors of a worker, beside its output
 
 
@@ -276,7 +277,7 @@ class Supervisor:
         return {}
 
     def files(self, most_bytes: int) -> dict[str, Any]:
-        """All regular files below the working folder; links are left out."""
+        """All regular files below the working folder; links and absurd paths are left out."""
         found: dict[str, str] = {}
         total = 0
         for folder, _, names in os.walk("."):
@@ -285,7 +286,8 @@ class Supervisor:
                 try:
                     if not stat.S_ISREG(os.lstat(path).st_mode):
                         continue
-                    path.encode()
+                    if len(path.encode()) > MAX_PATH:
+                        continue
                     content = self.read(path)["content"]
                 except (OSError, ValueError):
                     continue  # not to be read, or a name that is no text

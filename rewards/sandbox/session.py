@@ -11,7 +11,7 @@ import base64
 import binascii
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,6 +28,7 @@ from rewards.sandbox.protocol import (
 
 FILES_BYTES = 64 << 20  # of all files together, as the answer carries them
 MAX_ANSWER = FILES_BYTES + (1 << 20)
+MAX_PATH, MAX_NAME = 2000, 255  # bytes
 GRACE_S = 10.0  # for the supervisor, over the time of a call
 LENGTH = struct.Struct(">I")
 
@@ -79,13 +80,8 @@ class OpenSession:
 
     def files(self) -> dict[str, bytes]:
         found = self._ask({"do": "files", "most_bytes": FILES_BYTES}, "files")
-        if not isinstance(found, dict):
+        if not isinstance(found, dict) or not _one_tree(found, self._limits.whole.files):
             raise SessionOver(Ending.SIGNAL)
-        for path in found:
-            try:
-                files.check(path)
-            except ValueError:
-                raise SessionOver(Ending.SIGNAL) from None
         return {path: _bytes(content) for path, content in found.items()}
 
     def close(self) -> None:
@@ -128,6 +124,21 @@ def read_said(answer: Mapping[str, Any], output_bytes: int) -> Said:
         raise SessionOver(Ending.SIGNAL)
     assert isinstance(dropped, int)
     return Said(output, dropped, Ending(str(ending)), code, answer.get("lost") is True)
+
+
+def _one_tree(paths: Collection[str], most: int) -> bool:
+    """Whether a sandbox can be given these files again: a supervisor may have been forged."""
+    folders: set[str] = set()
+    try:
+        for path in paths:
+            files.check(path)
+            *parents, _ = parts = path.split("/")
+            if len(path.encode()) > MAX_PATH or max(len(one.encode()) for one in parts) > MAX_NAME:
+                return False
+            folders |= {"/".join(parents[:n]) for n in range(1, len(parents) + 1)}
+    except ValueError:
+        return False
+    return len(paths) + len(folders) <= most and not folders & set(paths)
 
 
 def _object(raw: bytes) -> dict[str, Any]:

@@ -6,12 +6,14 @@ Its data sets are one question and one scored answer each, so an episode has one
 ``second_try`` makes two of it. The policy is scripted: it answers by computing the sum.
 """
 
+from typing import Any
+
 from scripted import play
 
 import envs
 
 
-def main():
+def main() -> Any:
     once = envs.load("reasoning_gym:chain_sum", min_terms=2, max_terms=2)
     right = once.tasks.train(0).answer
     play(once, [str(right)])

@@ -7,6 +7,7 @@ of time, and finds its files there all the same.
 """
 
 import sys
+from typing import Any
 
 from scripted import call, play
 
@@ -29,7 +30,7 @@ POLICY = [
 ]  # fmt: skip
 
 
-def main():
+def main() -> Any:
     sandbox = sys.argv[1] if len(sys.argv) > 1 else "auto"
     environment = envs.load(
         "interpreter", tasks=ROWS, reward="exact", sandbox=sandbox, call_s=2.0, held_out_percent=0

@@ -1,4 +1,4 @@
-"""An agentic task with a rubric: the policy uses tools, a judge grades the whole episode at the end.
+"""An agentic task with a rubric: the policy uses tools, a judge grades the whole episode.
 
     python scripts/envs/rubric.py [URL MODEL]
 
@@ -9,6 +9,7 @@ that fails leaves the episode without a value; it never counts as 0.
 import json
 import re
 import sys
+from typing import Any
 
 from scripted import call, chat_server, play
 
@@ -38,14 +39,14 @@ def desk(url: str, model: str) -> envs.Environment:
     return envs.Episodes("desk", tasks, lambda: Desk(judge))
 
 
-def scripted_judge(messages):
+def scripted_judge(messages: Any) -> str:
     text = messages[-1]["content"]
     verdict = {"looked": "yes" if '"order"' in text else "no", "clear": 4}
     key = re.findall(r'"key": "(k-\w+)"', text)[-1]
     return json.dumps({"key": key, "reason": "it was looked up", "verdict": verdict})
 
 
-def main():
+def main() -> Any:
     if len(sys.argv) > 1:
         return play(desk(*sys.argv[1:3]), POLICY)
     with chat_server(scripted_judge) as url:

@@ -6,6 +6,7 @@
 """
 
 from pathlib import Path
+from typing import Any
 
 from scripted import call, play
 
@@ -20,7 +21,7 @@ POLICY = [
 ]
 
 
-def main():
+def main() -> Any:
     environment = envs.load(
         "search", tasks=ROWS, documents=DOCS, reward="exact", held_out_percent=0
     )

@@ -7,6 +7,7 @@ it is done. The hidden checks then run in a fresh sandbox over what it left.
 """
 
 import sys
+from typing import Any
 
 from scripted import call, play
 
@@ -35,7 +36,7 @@ POLICY = [
 ]
 
 
-def main():
+def main() -> Any:
     sandbox = sys.argv[1] if len(sys.argv) > 1 else "auto"
     environment = envs.load("workspace", tasks=ROWS, sandbox=sandbox, turns=10)
     return play(environment, POLICY)

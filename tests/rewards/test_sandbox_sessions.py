@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from rewards.sandbox import (
     SessionOver,
 )
 from rewards.sandbox.bubblewrap import BubblewrapSandbox
+from rewards.sandbox.session import OpenSession
 from rewards.sandbox.usage import descendants
 
 QUICK = SessionLimits(call_s=1.0, output_bytes=1000)
@@ -141,6 +143,21 @@ def attacked(session: Session, code: str) -> None:
     session.python(code)
     time.sleep(0.2)  # the kernel may have taken the interpreter alone, just before
     session.python("1")
+
+
+@pytest.mark.parametrize(
+    "paths", [["../x"], ["a", "a/b"], ["a" * 300], ["a/" * 1500 + "b"], ["\ud800"], ["a//b"]]
+)
+def test_files_that_no_sandbox_could_have_are_not_believed(paths: list[str]) -> None:
+    class Forged:
+        def exchange(self, request: bytes, timeout_s: float) -> bytes:
+            return json.dumps({"files": dict.fromkeys(paths, "")}).encode()
+
+        def close(self) -> None:
+            pass
+
+    with pytest.raises(SessionOver):
+        OpenSession(Forged(), SessionLimits()).files()
 
 
 def test_nothing_is_left_after_close(bubblewrap_sandbox: Sandbox) -> None:
