@@ -35,7 +35,7 @@ from rewards import Outcome, Reward, Score, UsageError, apply
 from rewards.calling import as_score
 from rewards.threads import WORLDS, in_thread
 
-_OURS = {"reward", "start", "step", "close", "tools", "judge", "unfinished"}
+_OURS = {"start", "step", "close", "tools", "judge", "unfinished"}
 
 
 class ToolFailure(Exception):
@@ -49,12 +49,12 @@ class ToolEnv:
     call_timeout_s = 10.0  # of one call
     max_result_chars = 4000  # of one result; what is more is cut in the middle
     judge_timeout_s = 60.0  # of the reward
-    reward: Reward | None = None  # judges the answer where ``judge`` is not written
+    _reward: Reward | None = None  # judges the answer where ``judge`` is not written
     conversation: tuple[Message, ...] = ()  # so far
     _specs: tuple[ToolSpec, ...] = ()
 
     def __init__(self, reward: Reward | None = None) -> None:
-        self.reward = reward
+        self._reward = reward
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -97,10 +97,10 @@ class ToolEnv:
 
     def judge(self, message: Message) -> Any:
         """Score the answer, a message without calls: a Score, float or bool; plain or async."""
-        if self.reward is None:
+        if self._reward is None:
             raise NotImplementedError(f"{type(self).__name__} needs judge(message), or a reward")
         case = case_of(self.task, self.conversation)
-        return apply(self.reward, case, timeout_s=self.judge_timeout_s)
+        return apply(self._reward, case, timeout_s=self.judge_timeout_s)
 
     @instant
     def unfinished(self, reason: EndReason) -> Score:

@@ -163,6 +163,9 @@ class Launcher:
                 answer, blobs = self.run(header, stdin, contents)
             except (OSError, SandboxError, ValueError) as error:
                 answer, blobs = {"error": f"{type(error).__name__}: {error}"}, []
+            if self.talk >= 0:  # it never started: our side learns at once
+                os.close(self.talk)
+                self.talk = -1
             self.channel.setblocking(True)
             wire.send(self.channel, answer, blobs)
 
@@ -219,6 +222,7 @@ class Launcher:
             init.run(start)
         for fd in theirs:
             os.close(fd)
+        self.talk = -1
         return drain.Running(pid, events, out, err)
 
     def _becoming(self, limits: Limits) -> Callable[[], None]:

@@ -191,6 +191,14 @@ def test_close_wakes_one_who_waits(sandbox: Sandbox) -> None:
     assert len(seen) == 1
 
 
+def test_files_that_do_not_fit_are_told_at_once(sandbox: Sandbox) -> None:
+    started = time.monotonic()
+    limits = SessionLimits(whole=Limits(files=3))
+    with pytest.raises(SandboxError, match="No space left"):
+        sandbox.session({"a/b/c/d/e/f/g/h/i": b""}, limits).python("1")
+    assert time.monotonic() - started < 8
+
+
 def test_what_cannot_be_opened() -> None:
     if why := BubblewrapSandbox.available():
         pytest.skip(why)
