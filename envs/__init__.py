@@ -5,6 +5,7 @@
 proves it sane. Importing this package is cheap: reasoning-gym, datasets and pyarrow come when used.
 """
 
+import envs.kinds  # noqa: F401  registers them
 from envs.checking import CheckReport, Failure, check
 from envs.data import DataTasks
 from envs.generated import GeneratedTasks, generated

@@ -15,6 +15,9 @@ are answered by tool messages; the first one without any is its answer, which ``
 A call that can't be run (no JSON, unknown tool, wrong arguments), a tool that raises and one that
 overruns its deadline are told to the model, and counted. ``ToolFailure`` is for the environment's
 own failures: it ends the episode, which then could not be judged.
+
+A class without a ``judge`` of its own is made with a reward (``Calculator(rewards.load("exact"))``,
+or ``rewards.judge.load(...)``: a rubric), which sees the whole conversation.
 """
 
 from __future__ import annotations
@@ -27,8 +30,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from envs.protocol import EndReason, Message, Step, Task, ToolSpec, instant
-from envs.single_turn import settled
-from rewards import Outcome, Score, UsageError
+from envs.single_turn import case_of, settled
+from rewards import Outcome, Reward, Score, UsageError, apply
 from rewards.calling import as_score
 from rewards.threads import WORLDS, in_thread
 
@@ -45,24 +48,32 @@ class ToolEnv:
     task: Task
     call_timeout_s = 10.0  # of one call
     max_result_chars = 4000  # of one result; what is more is cut in the middle
+    judge_timeout_s = 60.0  # of the reward
+    _reward: Reward | None = None  # judges the answer where ``judge`` is not written
+    conversation: tuple[Message, ...] = ()  # so far
+    _specs: tuple[ToolSpec, ...] = ()
+
+    def __init__(self, reward: Reward | None = None) -> None:
+        self._reward = reward
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        for name in tool_names(cls):  # a tool that no schema can be made of is told at once
-            tool_spec(getattr(cls, name))
+        # a tool that no schema can be made of is told at once
+        cls._specs = tuple(tool_spec(getattr(cls, name)) for name in tool_names(cls))
 
     @instant
     def start(self, task: Task, *, seed: int) -> Sequence[Message]:
         """The task's messages. A subclass that sets something up calls this too."""
-        self.task = task
+        self.task, self.conversation = task, tuple(task.messages)
         return task.messages
 
     @instant
     def tools(self) -> Sequence[ToolSpec]:
-        return [tool_spec(getattr(type(self), name)) for name in tool_names(type(self))]
+        return self._specs
 
     async def step(self, message: Message) -> Step:
         """Run the calls, in order; without any, the message is the answer."""
+        self.conversation += (message,)
         calls = message.get("tool_calls") or ()
         invalid = message.get("invalid_tool_calls") or ()
         if not calls and not invalid:
@@ -75,6 +86,7 @@ class ToolEnv:
         results += [
             _tool_message("", f"error: the call could not be read: {why}") for why in invalid
         ]
+        self.conversation += tuple(results)
         info = {
             "tool_calls": len(calls),
             "malformed_calls": len(invalid),
@@ -83,9 +95,12 @@ class ToolEnv:
         }
         return Step(messages=tuple(results), info=info)
 
-    def judge(self, message: Message) -> Score | float | bool:
-        """Score the answer, a message without calls; plain or async."""
-        raise NotImplementedError(f"{type(self).__name__} needs judge(message)")
+    def judge(self, message: Message) -> Any:
+        """Score the answer, a message without calls: a Score, float or bool; plain or async."""
+        if self._reward is None:
+            raise NotImplementedError(f"{type(self).__name__} needs judge(message), or a reward")
+        case = case_of(self.task, self.conversation)
+        return apply(self._reward, case, timeout_s=self.judge_timeout_s)
 
     @instant
     def unfinished(self, reason: EndReason) -> Score:
@@ -98,7 +113,7 @@ class ToolEnv:
 
     async def _run(self, call: Mapping[str, Any]) -> tuple[str, bool]:
         """The result of one call as text, and whether it is an error."""
-        names = tool_names(type(self))
+        names = [spec.name for spec in self._specs]
         if call["name"] not in names:
             return f"error: there is no tool {call['name']!r}; there is {', '.join(names)}", True
         try:

@@ -109,8 +109,9 @@ class Episode:
     started: float = field(default_factory=time.perf_counter)
 
     async def play(self) -> Rollout:
-        env = self.player.environment.make()
+        env: Env | None = None
         try:
+            env = self._make()
             reason = await self._turns(env)
             await self._settle_unfinished(env, reason)
             score = await self._final_score()
@@ -118,7 +119,8 @@ class Episode:
             reason, score = failure.reason, failure.score
         finally:
             self.player.engine.leave()
-            await self._close(env)
+            if env is not None:
+                await self._close(env)
         return Rollout(
             rollout_id=self.rollout_id,
             task_id=self.task.task_id,
@@ -133,12 +135,19 @@ class Episode:
             info=self.info,
         )
 
+    def _make(self) -> Env:
+        try:
+            return self.player.environment.make()
+        except Exception as error:  # as in ``_call``
+            raise self._raised(f"{self.player.environment.name}.make") from error
+
     async def _turns(self, env: Env) -> EndReason:
         chat, limits = self.player.chat, self.player.limits
         # the environment's seed is the task's: the members of a group differ by what the model
         # writes, not by what the environment draws
         env_seed = derive_seed(0, self.task.task_id)
-        self.messages += await self._call(env.start, self.task, seed=env_seed)
+        started = await self._call(env.start, self.task, seed=env_seed)
+        self.messages += self._checked(started, "start")
         if hasattr(env, "tools"):
             self.tools = await self._call(env.tools)
         prompt_ids = chat.prompt_ids(self.messages, self.tools)
@@ -153,12 +162,14 @@ class Episode:
             reply = chat.reply(completion.token_ids, tools=bool(self.tools))
             self.messages.append(reply)
             step: Step = await self._call(env.step, reply)
+            if not isinstance(step, Step):
+                raise self._no_answer("step", step, "an envs.Step")
             self._note_score(turn, step.score)
             self._note_info(step.info)
             if step.done or completion.finish_reason is FinishReason.LENGTH:
                 cut = completion.finish_reason is FinishReason.LENGTH
                 return (self._spent() or EndReason.LENGTH) if cut else EndReason.DONE
-            self.messages += step.messages
+            self.messages += self._checked(step.messages, "step")
             prompt_ids = chat.extend(prompt_ids, completion.token_ids, step.messages)
         return EndReason.MAX_TURNS
 
@@ -214,10 +225,12 @@ class Episode:
         room = self.player.limits.window - len(prompt_ids)
         if self._budget.tokens is not None:
             room = min(room, self._budget.tokens - sum(len(t.completion) for t in self.turns))
+        if room < sampling.max_tokens:
+            sampling = replace(sampling, max_tokens=room)
         request = Request(
             request_id=f"{self.rollout_id}-{turn}",
             prompt_ids=prompt_ids,
-            sampling=replace(sampling, max_tokens=min(sampling.max_tokens, room)),
+            sampling=sampling,
             seed=derive_seed(self.seed, turn),
             step=self.step,
         )
@@ -262,15 +275,28 @@ class Episode:
             detail = f"{name} gave no answer within {self.player.limits.timeout_s:g} s"
             score = Score(None, Outcome.TIMEOUT, detail=detail)
             raise _EnvFailure(EndReason.ENV_TIMEOUT, score) from error
-        except (
-            Exception
-        ) as error:  # a user's environment may raise anything: that sample is unjudged
-            score = Score(
-                None, Outcome.ERROR, detail=f"{name} raised\n{traceback.format_exc(limit=-4)}"
-            )
-            raise _EnvFailure(EndReason.ENV_ERROR, score) from error
+        except Exception as error:  # a user's code may raise anything: that sample is unjudged
+            raise self._raised(name) from error
         finally:
             self.reward_s += time.perf_counter() - started
+
+    def _raised(self, name: str) -> _EnvFailure:
+        """For the exception that is being handled."""
+        detail = f"{name} raised\n{traceback.format_exc(limit=-4)}"
+        return _EnvFailure(EndReason.ENV_ERROR, Score(None, Outcome.ERROR, detail=detail))
+
+    def _no_answer(self, call: str, answer: Any, wanted: str) -> _EnvFailure:
+        detail = f"{self.player.environment.name}.{call} returned {answer!r:.200}, not {wanted}"
+        return _EnvFailure(EndReason.ENV_ERROR, Score(None, Outcome.ERROR, detail=detail))
+
+    def _checked(self, messages: Any, call: str) -> Sequence[Message]:
+        """What an environment shows the model, if it is that. Raises _EnvFailure."""
+        whole = isinstance(messages, Sequence) and all(
+            isinstance(one, Mapping) and "role" in one and "content" in one for one in messages
+        )
+        if not whole:
+            raise self._no_answer(call, messages, "messages with role and content")
+        return messages  # type: ignore[no-any-return]
 
     def _waiting_for(self, call: str) -> waiting:
         owner, deadline_s = f"task {self.task.task_id}", self.player.limits.timeout_s

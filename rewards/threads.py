@@ -14,8 +14,9 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import threading
+from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -35,12 +36,13 @@ JUDGES = Pool("rewards", 16)
 WORLDS = Pool("environments", 1024)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Job:
     function: Callable[[], Any]
     context: contextvars.Context
     future: asyncio.Future[Any]
     loop: asyncio.AbstractEventLoop
+    finished: bool = False  # while somebody still waited
 
     def run(self) -> None:
         """Call the function and hand its result or exception to the waiting loop."""
@@ -57,12 +59,48 @@ class _Job:
             pass
 
     def _settle(self, result: Any, error: BaseException | None) -> None:
-        if self.future.done():  # cancelled when the deadline passed
+        if self.future.done():  # the deadline has passed, or the caller was cancelled
             return
+        self.finished = True
         if error is not None:
             self.future.set_exception(error)
         else:
             self.future.set_result(result)
+
+    def expire(self, timeout_s: float) -> None:
+        """The deadline has passed."""
+        if not self.future.done():
+            error = TimeoutError(f"no answer after {timeout_s:g} s; its thread runs on")
+            self.future.set_exception(error)
+
+
+@dataclass(slots=True)
+class _Places:
+    """A semaphore, first come first served; asyncio's looks through all who wait at each step."""
+
+    free: int
+    queue: deque[asyncio.Future[None]] = field(default_factory=deque)
+
+    async def take(self) -> None:
+        if self.free:
+            self.free -= 1
+            return
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.queue.append(turn)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
+                self.give_back()  # the place came in the same moment
+            raise
+
+    def give_back(self) -> None:
+        while self.queue:
+            turn = self.queue.popleft()
+            if not turn.done():  # not cancelled meanwhile
+                turn.set_result(None)
+                return
+        self.free += 1
 
 
 class _Worker(threading.Thread):
@@ -77,7 +115,7 @@ class _Worker(threading.Thread):
             job.run()
 
 
-_Slots = WeakKeyDictionary[asyncio.AbstractEventLoop, dict[Pool, asyncio.Semaphore]]
+_Slots = WeakKeyDictionary[asyncio.AbstractEventLoop, dict[Pool, _Places]]
 _slots: _Slots = WeakKeyDictionary()
 _idle: list[_Worker] = []  # append and pop are atomic; several loops may share the workers
 _hung: set[_Worker] = set()
@@ -97,21 +135,22 @@ async def in_thread(function: Callable[[], Any], timeout_s: float, pool: Pool = 
     Raises TimeoutError when it takes longer than ``timeout_s``.
     """
     loop = asyncio.get_running_loop()
-    slots = _slots.setdefault(loop, {})
-    async with slots.setdefault(pool, asyncio.Semaphore(pool.threads)):
+    places = _slots.setdefault(loop, {}).setdefault(pool, _Places(pool.threads))
+    await places.take()
+    try:
         if _hung and hung_threads() >= MAX_HUNG_THREADS:
             raise RuntimeError(f"{MAX_HUNG_THREADS} earlier calls hang and hold their threads")
         worker = _take()
         job = _Job(function, contextvars.copy_context(), loop.create_future(), loop)
         worker.jobs.put(job)
+        timer = loop.call_later(timeout_s, job.expire, timeout_s)
         try:
-            await asyncio.wait([job.future], timeout=timeout_s)
+            return await job.future
         finally:  # the caller's cancellation leaves a thread behind just as the deadline does
-            _put_back(worker, finished=job.future.done())
-            job.future.cancel()
-        if job.future.cancelled():
-            raise TimeoutError(f"no answer after {timeout_s:g} s; its thread runs on")
-        return job.future.result()
+            timer.cancel()
+            _put_back(worker, finished=job.finished)
+    finally:
+        places.give_back()
 
 
 def _take() -> _Worker:

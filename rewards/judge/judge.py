@@ -13,6 +13,7 @@ answers over a run, and the parts hidden_chars and special_tokens.
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -248,7 +249,7 @@ class Judge:
             given = {"question": self._show(prompt)}
         else:  # a frame for each message, so that none can pose as another's
             given = {
-                f"message-{n}-{_word(one['role'])}": self._show(str(one.get("content") or ""))
+                f"message-{n}-{_word(one['role'])}": self._show(_spoken(one))
                 for n, one in enumerate(prompt, 1)
             }
         if rubric.reference:
@@ -270,6 +271,12 @@ class Judge:
         except UsageError as error:
             raise UsageError(f"judge: column {column!r}: {error}") from None
         return replace(own, reference=own.reference or self.rubric.reference)
+
+
+def _spoken(message: Mapping[str, Any]) -> str:
+    """What a message says, the tools that it calls included."""
+    calls = [f"calls {json.dumps(one.get('function'))}" for one in message.get("tool_calls") or ()]
+    return "\n".join([str(message.get("content") or ""), *calls]).strip()
 
 
 def final_text(completion: str) -> str:

@@ -16,8 +16,12 @@ from rewards.sandbox.protocol import (
     Finished,
     Limits,
     Program,
+    Said,
     Sandbox,
     SandboxError,
+    Session,
+    SessionLimits,
+    SessionOver,
 )
 
 __all__ = [
@@ -25,8 +29,12 @@ __all__ = [
     "Finished",
     "Limits",
     "Program",
+    "Said",
     "Sandbox",
     "SandboxError",
+    "Session",
+    "SessionLimits",
+    "SessionOver",
     "load",
 ]
 

@@ -12,14 +12,17 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 
-from rewards.sandbox import rootfs, seccomp
-from rewards.sandbox.place import Place, Pool
-from rewards.sandbox.protocol import Finished, Program, SandboxError
+from rewards.sandbox import rootfs, seccomp, session
+from rewards.sandbox.place import Place, Pool, TalkLine, check
+from rewards.sandbox.protocol import Finished, Program, SandboxError, SessionLimits
+from rewards.sandbox.session import OpenSession
 
 # Ids no system hands out: 0x70000000 and up, below the range of containers and of nobody.
 FIRST_USER = 0x70000000
 NOBODY = 65534
+SESSIONS = 256
 PER_CORE = 2  # making and ending namespaces is half waiting for the kernel
 
 _users = itertools.count()
@@ -27,6 +30,8 @@ _users = itertools.count()
 
 class BubblewrapSandbox:
     """Runs programs under bubblewrap, ``places`` of them at once (default: two per core).
+
+    ``sessions`` may be open at once beside them; each takes a process of some 15 MB.
 
     ``toolchains`` are further folders to show read-only, under their own paths, their ``bin`` at
     the end of PATH; the prefix of this Python is added by itself when /usr has no ``python3``.
@@ -36,8 +41,15 @@ class BubblewrapSandbox:
     name = "bubblewrap"
 
     def __init__(
-        self, places: int = 0, toolchains: tuple[str, ...] = (), *, control_group: bool = True
+        self,
+        places: int = 0,
+        toolchains: tuple[str, ...] = (),
+        *,
+        sessions: int = SESSIONS,
+        control_group: bool = True,
     ) -> None:
+        self._most_sessions = sessions
+        self._sessions: set[OpenSession] = set()
         self._toolchains = [os.path.realpath(one) for one in toolchains]
         if rootfs.find("python3", self._toolchains) is None:
             self._toolchains.append(os.path.realpath(sys.base_prefix))
@@ -62,10 +74,30 @@ class BubblewrapSandbox:
     def run(self, program: Program) -> Finished:
         return self._pool.run(program)
 
+    def session(
+        self, files: Mapping[str, bytes] | None = None, limits: SessionLimits | None = None
+    ) -> OpenSession:
+        """A session, in a place beside those of ``run``. Raises SandboxError, UsageError,
+        ValueError for files that cannot be."""
+        limits = limits or SessionLimits()
+        program = session.program(files, limits)
+        check(program)
+        self._sessions = {one for one in self._sessions if not one.closed}
+        if len(self._sessions) >= self._most_sessions:
+            raise SandboxError(
+                f"{self._most_sessions} sessions are open: close one, or load with sessions=..."
+            )
+        line = TalkLine(self._place(), program)
+        opened = OpenSession(line, limits)
+        self._sessions.add(opened)
+        return opened
+
     def has(self, command: str) -> bool:
         return rootfs.find(command, self._toolchains) is not None
 
     def close(self) -> None:
+        for one in self._sessions:
+            one.close()
         self._pool.close()
 
     def _first_place(self) -> Place:

@@ -19,20 +19,31 @@ import signal
 import time
 import warnings
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
 from rewards.errors import UsageError
+from rewards.sandbox import session
 from rewards.sandbox.docker_container import Container, Lost, check_facts, check_program
 from rewards.sandbox.docker_engine import Engine, EngineError, default_hosts
 from rewards.sandbox.docker_owner import OWNER_LABEL, POOL_LABEL, has_ended, ourselves
 from rewards.sandbox.docker_pool import STARTS_AT_ONCE, Host, Place, Pool
+from rewards.sandbox.docker_session import ContainerLine
 from rewards.sandbox.image.image import AGENT_LABEL, BUILD_COMMAND, IMAGE, agent_digest
 from rewards.sandbox.image.room import OWN_FILES
-from rewards.sandbox.protocol import MEBIBYTE, Ending, Finished, Limits, Program, SandboxError
+from rewards.sandbox.protocol import (
+    MEBIBYTE,
+    Ending,
+    Finished,
+    Limits,
+    Program,
+    SandboxError,
+    SessionLimits,
+)
+from rewards.sandbox.session import OpenSession
 
 AGENT_BYTES = 32 * MEBIBYTE  # for the agent and a job on its way in, beside the program's memory
 SHM_BYTES, SHM_FILES = 4 * MEBIBYTE, 64  # beside disk_bytes and files
@@ -41,6 +52,7 @@ SHM_BYTES, SHM_FILES = 4 * MEBIBYTE, 64  # beside disk_bytes and files
 CONTAINER_LIMITS = Limits(
     memory_bytes=1024 * MEBIBYTE, processes=128, disk_bytes=192 * MEBIBYTE, files=4096
 )
+SESSION_WAIT_S = 30.0  # for a free container
 TRIES = 5  # containers lost under one program, by nobody's fault, before giving up
 
 
@@ -192,6 +204,19 @@ class DockerSandbox:
                 return Finished(Ending.SIGNAL, None, int(signal.SIGKILL), b"", b"", 0.0)
         raise SandboxError(f"no container survives: {result}")
 
+    def session(
+        self, files: Mapping[str, bytes] | None = None, limits: SessionLimits | None = None
+    ) -> OpenSession:
+        """A session, in a container that is its own until it ends. Raises SandboxError, UsageError.
+
+        Containers are shared with ``run``; one that is not free within half a minute is an error.
+        """
+        limits = limits or SessionLimits()
+        program = session.program(files, limits)
+        check_program(program, self.limits)
+        place = self._pool.take(SESSION_WAIT_S)
+        return OpenSession(ContainerLine(self._pool, place, program, self.judge), limits)
+
     def has(self, command: str) -> bool:
         """Whether the image has the command. Raises SandboxError."""
         if command not in self._has:
@@ -219,9 +244,9 @@ class DockerSandbox:
         finally:
             if not clean:
                 self._pool.dispose(place)
-        return self._judge(place.host, container.ident, loss, wall_s)
+        return self.judge(place.host, container.ident, loss, wall_s)
 
-    def _judge(self, host: Host, ident: str, loss: Lost, wall_s: float) -> Finished | Lost:
+    def judge(self, host: Host, ident: str, loss: Lost, wall_s: float) -> Finished | Lost:
         """What is known of a program whose container was lost."""
         if loss.blameless:
             return loss

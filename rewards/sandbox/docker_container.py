@@ -15,6 +15,7 @@ import socket
 import struct
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from rewards.errors import UsageError
@@ -136,6 +137,14 @@ def _left(deadline: float) -> float:
     return left
 
 
+@dataclass(frozen=True, slots=True)
+class Over:
+    """A session's program has ended; ``unclean`` as for ``Container.run``."""
+
+    ending: Ending
+    unclean: str
+
+
 class Container:
     """A started container with its agent."""
 
@@ -156,6 +165,23 @@ class Container:
         if "refused" in header:
             raise SandboxError(f"the program's files: {_text(header, 'refused')}")
         return _finished(header, body, limits), unclean
+
+    def open(self, program: Program) -> None:
+        """Start a session's program. Raises Lost; SandboxError when the files can't be laid out."""
+        job, body = _job(program)
+        answer, _ = self._ask({**job, "do": "session"}, body, time.monotonic() + HELLO_S, 0)
+        if answer.get("open") is not True:
+            raise SandboxError(f"the session's files: {_text(answer, 'refused')}")
+
+    def tell(self, request: bytes, timeout_s: float, most: int) -> bytes | Over:
+        """The program's answer, or that it has ended. Raises Lost."""
+        deadline = time.monotonic() + timeout_s
+        answer, content = self._ask({"do": "tell"}, request, deadline, most)
+        return content if answer.get("said") is True else _over(answer)
+
+    def end(self) -> Over:
+        """End the session's program. Raises Lost."""
+        return _over(self._ask({"do": "end"}, b"", time.monotonic() + GRACE_S, 0)[0])
 
     def has(self, command: str) -> bool:
         """Whether the agent finds the command. Raises Lost."""
@@ -255,6 +281,13 @@ def _finished(header: Mapping[str, Any], body: bytes, limits: Limits) -> Finishe
     killer = int(_number(header, "signal", 1, 64)) if ending is Ending.SIGNAL else None
     wall_s = _number(header, "wall_s", 0, limits.wall_s + GRACE_S)
     return Finished(ending, code, killer, stdout, stderr, float(wall_s))
+
+
+def _over(header: Mapping[str, Any]) -> Over:
+    """Raises Lost. A supervisor ends by itself only when it is told to, or made to."""
+    given = header.get("ending")
+    by_limit = given in (Ending.WALL, Ending.CPU, Ending.MEMORY, Ending.OUTPUT)
+    return Over(Ending(str(given)) if by_limit else Ending.SIGNAL, _text(header, "clean"))
 
 
 def _number(header: Mapping[str, Any], key: str, low: float, high: float) -> float:

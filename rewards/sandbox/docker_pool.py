@@ -9,6 +9,7 @@ host works, the wait ends with the reasons of all of them.
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
@@ -75,12 +76,13 @@ class Pool:
             return str(error)
         return ""
 
-    def take(self) -> Place:
+    def take(self, within_s: float = math.inf) -> Place:
         """A place with a container in it, as soon as there is one. Raises SandboxError."""
+        deadline = time.monotonic() + within_s
         if os.getpid() != self._pid:
             raise SandboxError("this sandbox was made before a fork, in the parent process")
         while True:
-            place = self._next()
+            place = self._next(deadline)
             if place.container is not None:
                 return place
             try:
@@ -124,7 +126,7 @@ class Pool:
             else:  # its user finds out, and lets go of the connection
                 self._remove(place.host, container)
 
-    def _next(self) -> Place:
+    def _next(self, deadline: float) -> Place:
         """First come, first served: or whoever gives back would always be the next to take."""
         ticket = object()
         with self._changed:
@@ -132,6 +134,11 @@ class Pool:
             try:
                 while (place := self._usable() if self._queue[0] is ticket else None) is None:
                     self._check_hope()
+                    if time.monotonic() > deadline:
+                        raise SandboxError(
+                            f"none of {len(self.places)} containers was free in time: give "
+                            "DockerSandbox as many containers= as there are sessions at once"
+                        )
                     self._changed.wait(1.0)
                 self._free.remove(place)
                 return place

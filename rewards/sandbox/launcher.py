@@ -138,6 +138,7 @@ class Launcher:
 
     def __init__(self, channel: socket.socket, config: dict[str, Any]) -> None:
         self.channel = channel
+        self.talk = -1  # of a session: the socket that is its program's standard input and output
         self.user = int(config["user"])  # what programs run as; -1: as ourselves
         group = config["group"]
         self.group = cgroups.Group(**group) if group else None
@@ -157,10 +158,14 @@ class Launcher:
         while True:
             self.channel.setblocking(True)
             header, (stdin, *contents) = wire.receive(self.channel)
+            self.talk = _received(self.channel) if header["talks"] else -1
             try:
                 answer, blobs = self.run(header, stdin, contents)
             except (OSError, SandboxError, ValueError) as error:
                 answer, blobs = {"error": f"{type(error).__name__}: {error}"}, []
+            if self.talk >= 0:  # it never started: our side learns at once
+                os.close(self.talk)
+                self.talk = -1
             self.channel.setblocking(True)
             wire.send(self.channel, answer, blobs)
 
@@ -198,10 +203,7 @@ class Launcher:
         return usage.ByLooking(lambda: usage.descendants(os.getpid()), limits)
 
     def _start(self, argv: list[str], stdin: bytes, limits: Limits) -> drain.Running:
-        source = os.memfd_create("stdin")
-        with open(source, "wb", closefd=False) as file:
-            file.write(stdin)
-        os.lseek(source, 0, os.SEEK_SET)
+        source = _as_file(stdin) if self.talk < 0 else self.talk
         events, events_theirs = os.pipe()
         out, out_theirs = os.pipe()
         err, err_theirs = os.pipe()
@@ -209,7 +211,7 @@ class Launcher:
         start = init.Start(
             argv,
             self.ground.bubblewrap,
-            stdio=(source, out_theirs, err_theirs),
+            stdio=(source, out_theirs if self.talk < 0 else self.talk, err_theirs),
             events=events_theirs,
             become=self._becoming(limits),
             seccomp=self.seccomp,
@@ -220,6 +222,7 @@ class Launcher:
             init.run(start)
         for fd in theirs:
             os.close(fd)
+        self.talk = -1
         return drain.Running(pid, events, out, err)
 
     def _becoming(self, limits: Limits) -> Callable[[], None]:
@@ -248,6 +251,23 @@ class Launcher:
                 os.setresuid(self.user, self.user, self.user)
 
         return become
+
+
+def _as_file(content: bytes) -> int:
+    """A file in memory, open at its start."""
+    fd = os.memfd_create("stdin")
+    with open(fd, "wb", closefd=False) as file:
+        file.write(content)
+    os.lseek(fd, 0, os.SEEK_SET)
+    return fd
+
+
+def _received(channel: socket.socket) -> int:
+    """The descriptor that comes after a request. Raises EOFError."""
+    _, descriptors, _, _ = socket.recv_fds(channel, 1, 1)
+    if not descriptors:
+        raise EOFError("no descriptor came")
+    return descriptors[0]
 
 
 def main(fd: int) -> None:

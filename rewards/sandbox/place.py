@@ -25,7 +25,15 @@ from weakref import WeakSet
 
 from rewards.sandbox import cgroups, files, wire
 from rewards.sandbox.drain import REAP_S, SETUP_S
-from rewards.sandbox.protocol import Ending, Finished, Limits, Program, SandboxError
+from rewards.sandbox.protocol import (
+    Ending,
+    Finished,
+    Limits,
+    Program,
+    SandboxError,
+    SessionOver,
+)
+from rewards.sandbox.session import LENGTH, MAX_ANSWER
 
 START_S = 30.0  # for a launcher to say that it is ready
 GRACE_S = SETUP_S + REAP_S + 10.0  # on top of a program's wall time, for all that is ours
@@ -54,6 +62,7 @@ class Place:
         self.group = cgroups.make(name) if control_group else None
         ours, theirs = socket.socketpair()
         self.channel = ours
+        self._kills, self._started = 0, 0.0  # of what runs: kills for memory before it
         self.lost = False  # the launcher is gone, though its last run has an answer
         try:
             self.process = subprocess.Popen(
@@ -85,23 +94,33 @@ class Place:
 
     def run(self, program: Program) -> Finished:
         """Raises SandboxError; OSError, EOFError or ValueError when the place is beyond use."""
-        limits = program.limits
+        self.start(program)
+        return self.finish(time.monotonic() + program.limits.wall_s + GRACE_S)
+
+    def start(self, program: Program, talk: socket.socket | None = None) -> None:
+        """Start a program; with ``talk`` that is its standard input and output. Raises OSError."""
         self.channel.settimeout(GRACE_S)
         header = {
             "argv": list(program.argv),
-            "limits": asdict(limits),
+            "limits": asdict(program.limits),
             "paths": list(program.files),
+            "talks": talk is not None,
         }
-        kills = self.group.out_of_memory() if self.group else 0
-        start = time.monotonic()
+        self._kills = self.group.out_of_memory() if self.group else 0
+        self._started = time.monotonic()
         wire.send(self.channel, header, [program.stdin, *program.files.values()])
+        if talk is not None:
+            socket.send_fds(self.channel, [b"t"], [talk.fileno()])
+
+    def finish(self, deadline: float) -> Finished:
+        """How it ended. Raises SandboxError; OSError, EOFError or ValueError as ``run`` does."""
         try:
-            answer, blobs = wire.receive(self.channel, start + limits.wall_s + GRACE_S)
+            answer, blobs = wire.receive(self.channel, deadline)
         except EOFError:
-            if self.group and self.group.out_of_memory() > kills:
+            if self.group and self.group.out_of_memory() > self._kills:
                 # The launcher is in the program's control group; this is the program's doing.
                 self.lost = True
-                wall_s = time.monotonic() - start
+                wall_s = time.monotonic() - self._started
                 return Finished(Ending.MEMORY, None, None, b"", b"", wall_s=wall_s)
             raise
         if "error" in answer:
@@ -134,6 +153,49 @@ class Place:
     def _remove_group(self) -> None:
         if self.group:
             self.group.remove()
+
+
+class TalkLine:
+    """The ``Line`` of a session: a place of its own, which ends with it."""
+
+    def __init__(self, place: Place, program: Program) -> None:
+        self._place = place
+        self._ours, theirs = socket.socketpair()
+        try:
+            with theirs:
+                place.start(program, theirs)
+        except OSError as error:
+            self.close()
+            raise SandboxError(f"a session did not start: {error}") from error
+
+    def exchange(self, request: bytes, timeout_s: float) -> bytes:
+        """Raises SessionOver when the program has ended, SandboxError."""
+        deadline = time.monotonic() + timeout_s
+        try:
+            self._ours.settimeout(timeout_s)
+            self._ours.sendall(LENGTH.pack(len(request)) + request)
+            (size,) = LENGTH.unpack(wire.take(self._ours, LENGTH.size, deadline))
+            if size > MAX_ANSWER:
+                raise SessionOver(Ending.OUTPUT)
+            return wire.take(self._ours, size, deadline)
+        except TimeoutError:
+            raise SessionOver(Ending.WALL) from None
+        except (OSError, EOFError):
+            raise SessionOver(self._ending()) from None
+
+    def close(self) -> None:
+        with suppress(OSError):
+            self._ours.shutdown(socket.SHUT_RDWR)  # unlike close, this wakes who reads
+        self._place.close()
+        self._ours.close()
+
+    def _ending(self) -> Ending:
+        """Why nobody talks any more. Raises SandboxError when it is the sandbox's fault."""
+        try:
+            finished = self._place.finish(time.monotonic() + GRACE_S)
+        except (OSError, EOFError, ValueError) as error:
+            raise SandboxError(f"the session's place failed: {error}") from error
+        return Ending.SIGNAL if finished.ending is Ending.EXIT else finished.ending
 
 
 class Pool:

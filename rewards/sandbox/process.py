@@ -10,9 +10,11 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 
+from rewards.errors import UsageError
 from rewards.sandbox.place import Place, Pool
-from rewards.sandbox.protocol import Finished, Program
+from rewards.sandbox.protocol import Finished, Program, Session, SessionLimits
 from rewards.sandbox.rootfs import SETTINGS
 
 
@@ -40,6 +42,12 @@ class ProcessSandbox:
 
     def run(self, program: Program) -> Finished:
         return self._pool.run(program)
+
+    def session(
+        self, files: Mapping[str, bytes] | None = None, limits: SessionLimits | None = None
+    ) -> Session:
+        """Refused: a session ends what overruns its time by killing all that it can see."""
+        raise UsageError("the sandbox 'process' has no sessions: use 'bubblewrap' or 'docker'")
 
     def has(self, command: str) -> bool:
         return "/" not in command and shutil.which(command, path=self._path) is not None

@@ -68,6 +68,70 @@ class Finished:
         return self.ending is Ending.EXIT and self.exit_code == 0
 
 
+@dataclass(frozen=True, slots=True)
+class SessionLimits:
+    """What a session may use. ``whole`` holds for all of it together, ``wall_s`` for its life."""
+
+    whole: Limits = Limits(wall_s=3600.0, cpu_s=600.0)
+    call_s: float = 10.0  # wall time of one call
+    output_bytes: int = 64 << 10  # of one call; what is more is left out
+
+
+class SessionOver(Exception):
+    """The session has ended by what ran in it, with all its files: ``ending`` says how."""
+
+    def __init__(self, ending: Ending) -> None:
+        super().__init__(f"the session has ended, and its files are lost ({ending})")
+        self.ending = ending
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What one call in a session wrote, stdout and stderr together, and how it ended."""
+
+    output: bytes
+    dropped: int  # bytes beyond ``output_bytes``
+    ending: Ending  # EXIT, WALL when it was out of time, or SIGNAL
+    exit_code: int | None
+    state_lost: bool  # variables, the shell's folder and processes are gone; files are there
+
+    @property
+    def ok(self) -> bool:
+        return self.ending is Ending.EXIT and self.exit_code == 0
+
+
+class Session(Protocol):
+    """An interpreter and a shell that keep their state from one call to the next, over one folder.
+
+    For one thread at a time; ``close`` may come from another. All methods but ``close`` raise
+    SessionOver, also later than the call that ended it, and SandboxError.
+    """
+
+    def python(self, code: str) -> Said:
+        """Run code in the interpreter; the value of a last expression is written too."""
+        ...
+
+    def shell(self, command: str) -> Said:
+        """Run a command in the shell, without input."""
+        ...
+
+    def read(self, path: str) -> bytes:
+        """A file. Raises OSError when there is none."""
+        ...
+
+    def write(self, path: str, content: bytes) -> None:
+        """Write a file, its folders too. Raises OSError."""
+        ...
+
+    def files(self) -> dict[str, bytes]:
+        """All regular files of the working folder. Raises OSError when they are too large."""
+        ...
+
+    def close(self) -> None:
+        """End it; nothing of it is left. A second call does nothing."""
+        ...
+
+
 class Sandbox(Protocol):
     """Runs untrusted programs. ``run`` may be called from many threads at once."""
 
@@ -76,6 +140,13 @@ class Sandbox(Protocol):
 
     def run(self, program: Program) -> Finished:
         """Run to the end; waits for a free place first. Raises SandboxError."""
+        ...
+
+    def session(
+        self, files: Mapping[str, bytes] | None = None, limits: SessionLimits | None = None
+    ) -> Session:
+        """Open a session on ``files``, with the same isolation as a program's. Raises SandboxError,
+        also when there are too many at once."""
         ...
 
     def has(self, command: str) -> bool:

@@ -37,17 +37,18 @@ def receive(
     Raises EOFError when the other end closed, TimeoutError at the deadline, ValueError for
     something that is no frame.
     """
-    (length,) = _LENGTH.unpack(_read(channel, _LENGTH.size, deadline))
+    (length,) = _LENGTH.unpack(take(channel, _LENGTH.size, deadline))
     if length > MAX_HEADER:
         raise ValueError(f"a header of {length} bytes")
-    header: dict[str, Any] = json.loads(_read(channel, length, deadline))
+    header: dict[str, Any] = json.loads(take(channel, length, deadline))
     sizes = header.pop("sizes")
     if sum(sizes) > MAX_BLOBS:
         raise ValueError(f"a frame of {sum(sizes)} bytes")
-    return header, [_read(channel, size, deadline) for size in sizes]
+    return header, [take(channel, size, deadline) for size in sizes]
 
 
-def _read(channel: socket.socket, size: int, deadline: float | None) -> bytes:
+def take(channel: socket.socket, size: int, deadline: float | None) -> bytes:
+    """Exactly ``size`` bytes. Raises EOFError, TimeoutError."""
     pieces, left = [], size
     while left:
         if deadline is not None:

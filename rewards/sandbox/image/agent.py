@@ -23,6 +23,7 @@ from rewards.sandbox.image.meter import Meter
 from rewards.sandbox.image.room import WRITABLE, Ballast, clean_up, lay_out
 from rewards.sandbox.image.run import ENVIRONMENT, PR_SET_DUMPABLE, Run
 from rewards.sandbox.image.syscalls import Filters
+from rewards.sandbox.image.talking import Talk
 
 JOB_BYTES = 256 << 20
 
@@ -63,7 +64,7 @@ def hello(meter: Meter) -> dict[str, Any]:
 
 
 def perform(job: dict[str, Any], body: bytes, tools: Tools) -> bytes:
-    """The answer to one job: run a program, or look for a command."""
+    """The answer to one job: run a program, hold a session, or look for a command."""
     if job["do"] == "has":
         found = shutil.which(job["command"], path=ENVIRONMENT["PATH"])
         return frames.pack({"id": job["id"], "found": found is not None})
@@ -73,11 +74,22 @@ def perform(job: dict[str, Any], body: bytes, tools: Tools) -> bytes:
         lay_out(job["files"], content[job["stdin"] :])
     except (OSError, ValueError) as error:
         return frames.pack({"id": job["id"], "refused": str(error), "clean": clean_up()})
+    if job["do"] == "session":
+        return hold(job, tools)
     run = Run(job, bytes(content[: job["stdin"]]), tools.meter, tools.filters)
     run.to_end()
     cut = [bytes(data[: run.limits["output_bytes"]]) for data in run.output.values()]
     answer = {"id": job["id"], **run.report(), "stdout": len(cut[0]), "clean": clean_up()}
     return frames.pack(answer, b"".join(cut))
+
+
+def hold(job: dict[str, Any], tools: Tools) -> bytes:
+    """Relay to a program until it ends or must end; the answer to whoever spoke to it last."""
+    talk = Talk(job, (tools.meter, tools.filters), take, give)
+    give(frames.pack({"id": job["id"], "open": True}))
+    talk.to_end()
+    report, clean = talk.report(), clean_up()
+    return frames.pack({"id": talk.wait_to_be_asked(), **report, "clean": clean})
 
 
 def take(size: int) -> bytes:

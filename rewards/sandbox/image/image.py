@@ -45,6 +45,7 @@ AGENT_FILES = (
     "rewards/sandbox/image/room.py",
     "rewards/sandbox/image/run.py",
     "rewards/sandbox/image/syscalls.py",
+    "rewards/sandbox/image/talking.py",
     "rewards/sandbox/seccomp.py",
 )
 AGENT_PACKAGES = ("rewards", "rewards/sandbox", "rewards/sandbox/image")  # empty in the image

@@ -154,7 +154,7 @@ class Run:
             if fd in self.output:
                 self._read(fd)
             elif fd == 0:
-                os._exit(0)  # our owner is gone, and with us goes all that is in here
+                self._told()
             elif fd != handle:
                 self._feed(stdin, bool(event & select.POLLOUT))
         self.reap()
@@ -194,8 +194,16 @@ class Run:
             return
         except BrokenPipeError:
             pass  # it does not want to read any more
+        self._fed(stdin)
+
+    def _fed(self, stdin: Any) -> None:
+        """Its input has been written."""
         self.poll.unregister(stdin.fileno())
         stdin.close()
+
+    def _told(self) -> None:
+        """Our own input has ended."""
+        os._exit(0)  # our owner is gone, and with us goes all that is in here
 
     def _drain(self) -> None:
         """What the dead have left in the pipes: a bounded amount."""
