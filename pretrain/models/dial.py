@@ -4,7 +4,8 @@ The dial walks along one path of shapes on which nothing ever shrinks: depth, wi
 key-value heads, feed-forward and vision tower only grow. The shape taken is the one whose total is
 nearest in ratio. The rules:
 
-    width       steps of 32 to 512, then of 64
+    width       steps of 32 to 512, then of 64. Llama: those that its heads divide, as its config
+                demands
     depth       a layer per 64 of width up to 24 layers, then one per 192. Loss changes by
                 a few per cent over a wide range (Kaplan et al., arXiv:2001.08361, figure 5).
                 Between two widths the path first grows deeper, then wider, for finer steps
@@ -24,6 +25,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 from pretrain.errors import UsageError
@@ -81,14 +83,18 @@ def _check(architecture: str, fixed: dict[str, Any]) -> None:
 
 def _path(architecture: str, fixed: dict[str, Any]) -> Iterator[Shape]:
     """Every shape from the smallest: deeper by single layers, then wider."""
-    width, layers = 64, 1
-    while width <= _WIDEST:
+    layers = 1
+    for width, wider in pairwise(_widths(architecture)):
         yield _shape(architecture, width, layers, fixed)
-        wider = width + (32 if width < 512 else 64)
-        if layers < _depth(wider):
+        while layers < _depth(wider):
             layers += 1
-        else:
-            width = wider
+            yield _shape(architecture, width, layers, fixed)
+
+
+def _widths(architecture: str) -> Iterator[int]:
+    for width in (*range(64, 512, 32), *range(512, _WIDEST + 1, 64)):
+        if architecture != "llama" or width % _heads(width)[0] == 0:
+            yield width
 
 
 def _depth(width: int) -> int:

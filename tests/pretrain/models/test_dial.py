@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from pretrain.cli import main
 from pretrain.errors import UsageError
 from pretrain.models import ARCHITECTURES, Shape, build, count, parse_size, shape_for, table
+from pretrain.models.build import model_config
 
 SIZES = ("width", "layers", "heads", "kv_heads", "head_dim", "ffn", "expert_ffn")
 
@@ -64,6 +65,8 @@ def test_nothing_shrinks_when_the_dial_goes_up(architecture: str, exponents: lis
     shapes = [
         shape_for(10**one, architecture=architecture, vocab_size=1024) for one in sorted(exponents)
     ]
+    for shape in shapes:
+        model_config(shape)  # transformers validates it
     for small, large in pairwise(shapes):
         for name in SIZES:
             assert getattr(small, name) <= getattr(large, name), name
