@@ -9,7 +9,9 @@ import argparse
 import sys
 
 from pretrain.data.shard_command import add_parser as add_shards
+from pretrain.context import command as context
 from pretrain.errors import RunError, UsageError
+from pretrain.importing import command as importing
 from pretrain.models import command as models
 
 
@@ -34,6 +36,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     add_shards(commands)
     models.add_parser(commands)
+    importing.add_parser(commands)
+    context.add_parser(commands)
     return parser
 
 
