@@ -133,15 +133,20 @@ def _tokenizer(source: Source) -> PreTrainedTokenizerBase:
 def _model(
     source: Source, kind: str, settings: ImportSettings, report: ImportReport
 ) -> PreTrainedModel:
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, GgufConfig
 
     wanted: dict[str, Any] = {"dtype": settings.dtype, "output_loading_info": True}
-    if kind != "gguf":
+    if kind == "gguf":
+        wanted["quantization_config"] = GgufConfig(dequantize=True)
+    else:
         wanted["use_safetensors"] = kind == "safetensors"
     try:
         model, info = AutoModelForCausalLM.from_pretrained(source.folder, **wanted, **_gguf(source))
     except Exception as error:  # unpicklers and parsers raise what they like
         raise UsageError(f"{source.name}: its weights cannot be read: {_first(error)}") from error
+    if kind == "gguf":  # plain weights now, which transformers still takes for packed ones
+        model.hf_quantizer = None
+        vars(model.config).pop("quantization_config", None)
     report.architecture = type(model).__name__
     report.parameters = sum(weight.numel() for weight in model.parameters())
     missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
