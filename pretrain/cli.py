@@ -8,11 +8,11 @@ from __future__ import annotations
 import argparse
 import sys
 
+from pretrain.context.command import add_parser as add_extend
 from pretrain.data.shard_command import add_parser as add_shards
-from pretrain.context import command as context
 from pretrain.errors import RunError, UsageError
-from pretrain.importing import command as importing
-from pretrain.models import command as models
+from pretrain.importing.command import add_parser as add_import
+from pretrain.models.command import add_parser as add_model
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -35,9 +35,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="pretrain", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     add_shards(commands)
-    models.add_parser(commands)
-    importing.add_parser(commands)
-    context.add_parser(commands)
+    add_model(commands)
+    add_import(commands)
+    add_extend(commands)
     return parser
 
 

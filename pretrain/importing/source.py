@@ -61,9 +61,9 @@ def _folder(name: str, path: Path) -> Source:
 
 
 def _fetched(name: str, revision: str | None, allow_pickle: bool, deadline_s: float) -> Path:
+    import httpx
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-    from huggingface_hub.utils import httpx
 
     wanted = [*_WANTED, *(_PICKLES if allow_pickle else [])]
     endpoint = os.environ.get("HF_ENDPOINT") or None

@@ -64,14 +64,15 @@ def _special_tokens(
         theirs = theirs if isinstance(theirs, list) else [] if theirs is None else [theirs]
         own = getattr(tokenizer, f"{role}_token_id")
         named[role] = own
-        if strangers := [one for one in theirs if one not in special]:
+        strangers = [one for one in theirs if one not in special]
+        if strangers:
             what = [tokenizer.convert_ids_to_tokens(one) for one in strangers]
-            verdict = "failed" if role == "eos" and len(strangers) == len(theirs) else "note"
+            foreign = role == "eos" and len(strangers) == len(theirs)
             report.add(
                 f"{role} token",
-                verdict,
+                "failed" if foreign else "note",
                 f"the model's {role} is {strangers}, which this tokenizer has as {what}, no "
-                "special tokens" + (": another model's tokenizer" if verdict == "failed" else ""),
+                "special tokens" + (": another model's tokenizer" if foreign else ""),
             )
         elif theirs and own is not None and own not in theirs:
             report.add(f"{role} token", "note", f"{own} in the tokenizer, {theirs} in the config")
@@ -87,8 +88,8 @@ def _round_trip(report: ImportReport, tokenizer: PreTrainedTokenizerBase) -> Non
         back = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
         if back != sample:
             lost.append(f"{sample!r} comes back as {back!r}")
-    if unknown == len(_SAMPLES):
-        report.add("round trip", "failed", f"plain English has unknown tokens: {lost[0]}")
+    if unknown == len(_SAMPLES):  # the first of which is plain English
+        report.add("round trip", "failed", f"it has no tokens for {_SAMPLES[0]!r}")
     elif lost:
         report.add("round trip", "note", f"{len(lost)} of {len(_SAMPLES)} samples: {lost[0]}")
     else:
