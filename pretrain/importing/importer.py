@@ -98,7 +98,7 @@ def _config(source: Source) -> PretrainedConfig:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
     try:
-        config = AutoConfig.from_pretrained(source.folder, **_gguf(source))
+        config = AutoConfig.from_pretrained(source.folder, **_reading(source))
     except (OSError, ValueError, KeyError) as error:
         raise UsageError(f"{source.name}: its config cannot be read: {_first(error)}") from error
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
@@ -123,7 +123,7 @@ def _tokenizer(source: Source) -> PreTrainedTokenizerBase:
         raise UsageError(f"{source.name} has no tokenizer: none of {', '.join(names)}")
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            source.folder, **_gguf(source)
+            source.folder, **_reading(source)
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{source.name}: its tokenizer cannot be read: {_first(error)}") from error
@@ -141,7 +141,9 @@ def _model(
     else:
         wanted["use_safetensors"] = kind == "safetensors"
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(source.folder, **wanted, **_gguf(source))
+        model, info = AutoModelForCausalLM.from_pretrained(
+            source.folder, **wanted, **_reading(source)
+        )
     except Exception as error:  # unpicklers and parsers raise what they like
         raise UsageError(f"{source.name}: its weights cannot be read: {_first(error)}") from error
     if kind == "gguf":  # plain weights now, which transformers still takes for packed ones
@@ -161,8 +163,9 @@ def _model(
     return model
 
 
-def _gguf(source: Source) -> dict[str, str]:
-    return {"gguf_file": source.gguf} if source.gguf else {}
+def _reading(source: Source) -> dict[str, Any]:
+    """What every reader of the folder is told: no code of its own, and which file is the GGUF."""
+    return {"trust_remote_code": False} | ({"gguf_file": source.gguf} if source.gguf else {})
 
 
 def _first(error: Exception) -> str:

@@ -211,6 +211,12 @@ def unknown_type(folder: Path) -> None:
     edit(folder / "config.json", model_type="nobodys_model")
 
 
+def own_code(folder: Path) -> None:
+    (folder / "code.py").write_text("raise SystemExit('it ran')")
+    auto = {"AutoConfig": "code.Config", "AutoModelForCausalLM": "code.Model"}
+    edit(folder / "config.json", model_type="nobodys_model", auto_map=auto)
+
+
 def quantised(folder: Path) -> None:
     edit(folder / "config.json", quantization_config={"quant_method": "gptq", "bits": 4})
 
@@ -234,6 +240,7 @@ def no_config(folder: Path) -> None:
         (broken_template, "no users here"),
         (end_out_of_range, "generation: eos 900"),
         (unknown_type, "config cannot be read.*nobodys_model"),
+        (own_code, "config cannot be read"),
         (quantised, r"quantised \(gptq\)"),
         (no_config, "no config.json"),
     ],
