@@ -99,7 +99,7 @@ def _config(source: Source) -> PretrainedConfig:
 
     try:
         config = AutoConfig.from_pretrained(source.folder, **_reading(source))
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, ImportError) as error:
         raise UsageError(f"{source.name}: its config cannot be read: {_first(error)}") from error
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise UsageError(
@@ -125,7 +125,7 @@ def _tokenizer(source: Source) -> PreTrainedTokenizerBase:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             source.folder, **_reading(source)
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
         raise UsageError(f"{source.name}: its tokenizer cannot be read: {_first(error)}") from error
     return tokenizer
 
