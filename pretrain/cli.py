@@ -8,9 +8,12 @@ from __future__ import annotations
 import argparse
 import sys
 
+from pretrain.context.command import add_parser as add_extend
 from pretrain.data.command import add_parser as add_data
 from pretrain.data.shard_command import add_parser as add_shards
 from pretrain.errors import RunError, UsageError
+from pretrain.importing.command import add_parser as add_import
+from pretrain.models.command import add_parser as add_model
 from pretrain.tokenizer_command import add_parser as add_tokenizer
 
 
@@ -36,6 +39,9 @@ def _parser() -> argparse.ArgumentParser:
     add_data(commands)
     add_shards(commands)
     add_tokenizer(commands)
+    add_model(commands)
+    add_import(commands)
+    add_extend(commands)
     return parser
 
 
