@@ -9,6 +9,7 @@ import argparse
 import sys
 
 from pretrain.data.shard_command import add_parser as add_shards
+from pretrain.doctor import add_parser as add_doctor
 from pretrain.errors import RunError, UsageError
 from pretrain.planning.command import add_parser as add_plan
 
@@ -34,6 +35,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     add_shards(commands)
     add_plan(commands)
+    add_doctor(commands)
     return parser
 
 
