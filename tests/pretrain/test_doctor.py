@@ -72,13 +72,16 @@ def test_a_stage_that_hangs_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> Non
     assert (found.status, found.detail) == (Status.BROKEN, "no answer within 0 s")
 
 
+LISTENING = "server = socket.create_server(('127.0.0.1', 0))"
+
+
 @pytest.mark.parametrize(
     ("attempt", "refused"),
     [
         ("socket.create_connection(('192.0.2.1', 80), 5)", "192.0.2.1"),
         ("urllib.request.urlopen('http://example.com', timeout=5)", "example.com"),
         ("socket.socket(socket.AF_INET6).connect(('2001:db8::1', 80))", "2001:db8::1"),
-        ("s = socket.create_server(('127.0.0.1', 0)); socket.create_connection(s.getsockname())", ""),
+        (f"{LISTENING}; socket.create_connection(server.getsockname())", ""),
         ("socket.getaddrinfo('localhost', 80)", ""),
     ],
 )
