@@ -69,10 +69,9 @@ def fit_isoflop(runs: Sequence[Run], *, resamples: int = 200, seed: int = 0) -> 
     groups = by_budget(runs)
     enough = [g for g in groups if len({run.parameters for run in g}) >= _FEWEST_SIZES]
     if len(enough) < _FEWEST_BUDGETS:
-        seen = ", ".join(f"{_flops(g):.3g} FLOP: {len({r.parameters for r in g})}" for g in groups)
         raise UsageError(
-            f"IsoFLOP fits need {_FEWEST_BUDGETS} budgets of {_FEWEST_SIZES} sizes each; sizes by "
-            f"budget: {seen or 'none'}"
+            f"IsoFLOP fits need {_FEWEST_BUDGETS} budgets of {_FEWEST_SIZES} sizes each; of "
+            f"{len(groups)} budgets here {len(enough)} have as many"
         )
     minima = tuple(_minimum(group) for group in enough)
     scale, exponent = _power_law(minima)

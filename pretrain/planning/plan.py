@@ -18,7 +18,7 @@ from pretrain.planning.isoflop import fit_isoflop
 from pretrain.planning.law import LAWS, Law, Point, positive
 from pretrain.planning.memory import Layout, Shape, rank_memory, read_shape
 from pretrain.planning.rates import fit_rates, mup_rate
-from pretrain.planning.runs import Run, read_runs
+from pretrain.planning.runs import Run, read_runs, tuned
 
 STATED_MFU = 0.4
 
@@ -31,7 +31,7 @@ def make_plan(options: argparse.Namespace) -> dict[str, Any]:
     site = _site(options)
     achieved = _achieved(options, parameters)
     budget = _budget(options, parameters, achieved, site)
-    fitted = fit_law(runs, seed=options.seed) if options.runs else None
+    fitted = fit_law(tuned(runs), seed=options.seed) if options.runs else None
     laws = LAWS | ({"your runs": fitted.law} if fitted else {})
     plan: dict[str, Any] = {"flops": budget, "parameters": parameters, "tokens": options.tokens}
     if budget:
@@ -135,7 +135,7 @@ def _point(point: Point) -> dict[str, float]:
 def _fit(fitted: Fit, runs: list[Run], plan: Mapping[str, Any]) -> dict[str, Any]:
     """The user's own law with its intervals, and what else the runs tell."""
     told: dict[str, Any] = {
-        "runs": len(runs),
+        "runs": len(tuned(runs)),
         "law": asdict(fitted.law),
         "intervals": fitted.intervals(),
         "error": fitted.error,
@@ -155,7 +155,7 @@ def _fit(fitted: Fit, runs: list[Run], plan: Mapping[str, Any]) -> dict[str, Any
 
 
 def _isoflop(runs: list[Run], plan: Mapping[str, Any]) -> dict[str, Any]:
-    found = fit_isoflop(runs)
+    found = fit_isoflop(tuned(runs))
     told: dict[str, Any] = {"exponent": found.exponent, "minima": [asdict(m) for m in found.minima]}
     if plan["flops"]:
         told["parameters"] = found.parameters(plan["flops"])

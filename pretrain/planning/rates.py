@@ -41,29 +41,33 @@ class RateLaw:
 def fit_rates(runs: Sequence[Run]) -> RateLaw:
     """The law through the best rate of each size; runs without a rate are left out.
 
-    Runs of one size must share their number of tokens. Raises UsageError that says what is missing.
+    Where a size was swept at several numbers of tokens the most count. Raises UsageError that says
+    what is missing.
     """
-    by_size: dict[float, list[Run]] = defaultdict(list)
+    sweeps: dict[tuple[float, float], list[Run]] = defaultdict(list)
     for run in runs:
         if run.learning_rate is not None:
-            by_size[run.parameters].append(run)
-    tried = {size: len({run.learning_rate for run in same}) for size, same in by_size.items()}
-    enough = {size: by_size[size] for size, n in tried.items() if n >= _FEWEST_RATES}
+            sweeps[run.parameters, run.tokens].append(run)
+    enough: dict[float, list[Run]] = {}
+    tried: dict[float, int] = defaultdict(int)
+    for (size, _), sweep in sorted(sweeps.items()):
+        rates = len({run.learning_rate for run in sweep})
+        tried[size] = max(tried[size], rates)
+        if rates >= _FEWEST_RATES:
+            enough[size] = sweep
     if len(enough) < _FEWEST_SIZES:
-        seen = ", ".join(f"{size:,.0f}: {n}" for size, n in sorted(tried.items())) or "none"
+        seen = ", ".join(f"{size:,.0f}: {n}" for size, n in tried.items()) or "none"
         raise UsageError(
             f"a law for the learning rate needs {_FEWEST_SIZES} sizes with {_FEWEST_RATES} rates "
-            f"each; rates tried by size: {seen}"
+            f"each, on equal tokens; rates tried by size: {seen}"
         )
-    best = {size: _best_rate(size, same) for size, same in sorted(enough.items())}
+    best = {size: _best_rate(size, sweep) for size, sweep in enough.items()}
     slope, intercept = np.polyfit(np.log(list(best)), np.log(list(best.values())), 1)
     return RateLaw(float(np.exp(intercept)), float(-slope), best)
 
 
 def _best_rate(size: float, runs: Sequence[Run]) -> float:
     """The minimum of the parabola through the best rate tried and its neighbours on either side."""
-    if len({run.tokens for run in runs}) > 1:
-        raise UsageError(f"the runs of {size:,.0f} parameters that differ in rate differ in tokens")
     losses = {float(run.learning_rate or 0.0): run.loss for run in runs}
     rates = sorted(losses)
     at = min(range(len(rates)), key=lambda i: losses[rates[i]])

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,6 +43,16 @@ def read_runs(path: str | Path) -> list[Run]:
     if torn.strip():
         runs += _last(torn, f"{path}, line {len(whole) + 1}")
     return runs
+
+
+def tuned(runs: Iterable[Run]) -> list[Run]:
+    """Of each size and number of tokens the run with the least loss: other rates spoil a law."""
+    best: dict[tuple[float, float], Run] = {}
+    for run in runs:
+        key = (run.parameters, run.tokens)
+        if key not in best or run.loss < best[key].loss:
+            best[key] = run
+    return list(best.values())
 
 
 def _last(line: str, where: str) -> list[Run]:

@@ -32,6 +32,14 @@ def short(number: float) -> str:
     return f"{number:.3g}"
 
 
+def duration(days: float) -> str:
+    """0.5 -> 12 hours."""
+    for size, unit in ((1, "days"), (1 / 24, "hours"), (1 / 1440, "minutes")):
+        if days >= size:
+            return f"{days / size:,.3g} {unit}"
+    return f"{days * 86400:,.3g} seconds"
+
+
 def _laws(laws: Mapping[str, Any]) -> list[Line]:
     lines = []
     for name, told in laws.items():
@@ -56,7 +64,7 @@ def _cost(plan: Mapping[str, Any]) -> list[Line]:
     lines = [
         (
             "time",
-            f"{cost['days']:,.3g} days on {speed['gpus']:,} {speed['gpu'].upper()} at "
+            f"{duration(cost['days'])} on {speed['gpus']:,} {speed['gpu'].upper()} at "
             f"{speed['achieved_flops'] / 1e12:,.4g} TFLOP/s each",
         ),
         ("GPU hours", f"{cost['gpu_hours']:,.3g}"),

@@ -12,6 +12,7 @@ from pretrain.cli import main
 from pretrain.errors import UsageError
 from pretrain.planning.law import LAWS
 from pretrain.planning.runs import Run, read_runs
+from pretrain.planning.text import duration
 
 
 @pytest.fixture
@@ -47,6 +48,14 @@ def test_a_person_reads_days_and_hours(capsys: pytest.CaptureFixture[str]) -> No
     assert "405 B parameters on 15.6 T tokens (38.5 each), loss 1.819" in told
     assert "68.6 days on 16,000 H100 at 400 TFLOP/s each" in told
     assert "65,812,500" in told
+
+
+@pytest.mark.parametrize(
+    ("days", "text"),
+    [(68.55, "68.5 days"), (0.5, "12 hours"), (0.01, "14.4 minutes"), (1e-5, "0.864 seconds")],
+)
+def test_durations_have_a_unit_that_fits(days: float, text: str) -> None:
+    assert duration(days) == text
 
 
 def test_a_budget_in_gpu_hours_is_one_in_flop(capsys: pytest.CaptureFixture[str]) -> None:

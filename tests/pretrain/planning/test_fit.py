@@ -13,7 +13,7 @@ from pretrain.planning.fit import fit_law
 from pretrain.planning.isoflop import by_budget, fit_isoflop
 from pretrain.planning.law import LAWS, Law
 from pretrain.planning.rates import fit_rates, mup_rate
-from pretrain.planning.runs import Run
+from pretrain.planning.runs import Run, tuned
 
 SIZES, TOKENS = (1e8, 4e8, 2e9, 8e9), (2e9, 1e10, 5e10)
 SKEWED = Law(E=0.8, A=60.0, B=3000.0, alpha=0.25, beta=0.5)
@@ -120,7 +120,7 @@ def test_budgets_within_five_percent_are_one() -> None:
 
 
 def test_missing_budgets_and_minima_are_named() -> None:
-    with pytest.raises(UsageError, match=r"2 budgets of 3 sizes each; .*1e\+18 FLOP: 5"):
+    with pytest.raises(UsageError, match="2 budgets of 3 sizes each; of 1 budgets here 1 have"):
         fit_isoflop([run for run in parabolas() if run.flops < 2e18])
     with pytest.raises(UsageError, match=r"no minimum.*add larger models"):
         fit_isoflop(parabolas(sizes=(-2, -1.5, -1)))
@@ -154,15 +154,23 @@ def test_a_best_rate_at_the_edge_asks_for_the_next() -> None:
         fit_rates(swept(factors=(0.25, 0.5, 0.9)))
 
 
-def test_missing_rates_and_unequal_tokens_are_named() -> None:
-    with pytest.raises(
-        UsageError, match="2 sizes with 3 rates each; rates tried by size: 100,000: 2"
-    ):
+def test_missing_rates_are_counted() -> None:
+    with pytest.raises(UsageError, match=r"2 sizes with 3 rates each.*by size: 100,000: 2, 300,0"):
         fit_rates(swept(factors=(0.5, 2)))
-    runs = swept()
-    runs[0] = dataclasses.replace(runs[0], tokens=2e6)
-    with pytest.raises(UsageError, match="differ in rate differ in tokens"):
-        fit_rates(runs)
+
+
+def test_of_several_sweeps_of_a_size_the_longest_counts() -> None:
+    short = [
+        dataclasses.replace(run, tokens=1e5, learning_rate=1e-3 * i)
+        for i, run in enumerate(swept(), 1)
+    ]
+    assert fit_rates([*short, *swept()]) == fit_rates(swept())
+
+
+def test_only_the_best_rate_of_a_size_and_length_counts_for_the_law() -> None:
+    law = LAWS["besiroglu"]
+    spoilt = [dataclasses.replace(run, loss=run.loss * 1.2) for run in grid(law)]
+    assert tuned([*spoilt, *grid(law)]) == grid(law)
 
 
 def test_mup_halves_the_rate_of_twice_the_width() -> None:
