@@ -21,6 +21,7 @@ from data_gen.cli import _parser as data_gen_parser
 from posttrain.cli import _parser
 from posttrain.config import load_config
 from posttrain.trainers.sft_settings import load_sft_config
+from pretrain.cli import _parser as pretrain_parser
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = ["README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in ROOT.glob("docs/*.md"))]
@@ -57,6 +58,10 @@ def check_posttrain(arguments: list[str]) -> None:
 
 def check_data_gen(arguments: list[str]) -> None:
     data_gen_parser().parse_args(arguments)
+
+
+def check_pretrain(arguments: list[str]) -> None:
+    pretrain_parser().parse_args(arguments)
 
 
 def check_python(arguments: list[str]) -> None:
@@ -98,6 +103,7 @@ CHECKS = {
     "make": check_make,
     "posttrain": check_posttrain,
     "data_gen": check_data_gen,
+    "pretrain": check_pretrain,
     "python": check_python,
     "pip": check_pip,
 }
