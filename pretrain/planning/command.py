@@ -48,7 +48,6 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     _add_speed(parser.add_argument_group("speed and price"))
     _add_layout(parser.add_argument_group("memory of a rank (with --model)"))
-    parser.add_argument("--seed", type=int, default=0, help="of the resamples")
     parser.add_argument("--json", action="store_true", help="machine-readable")
     parser.set_defaults(run=run)
 

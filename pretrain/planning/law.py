@@ -87,7 +87,8 @@ class Law:
 
         if loss <= self.E:
             raise UsageError(f"no model reaches a loss of {loss:g}: the law's floor is {self.E:g}")
-        positive(inference_tokens=inference_tokens + 1)
+        if not 0 <= inference_tokens < math.inf:
+            raise UsageError(f"inference tokens must be 0 or more, not {inference_tokens:g}")
         smallest = (self.A / (loss - self.E)) ** (1 / self.alpha)  # would need endless tokens
 
         def total(log_excess: float) -> float:

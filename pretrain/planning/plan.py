@@ -31,7 +31,7 @@ def make_plan(options: argparse.Namespace) -> dict[str, Any]:
     site = _site(options)
     achieved = _achieved(options, parameters)
     budget = _budget(options, parameters, achieved, site)
-    fitted = fit_law(tuned(runs), seed=options.seed) if options.runs else None
+    fitted = fit_law(tuned(runs)) if options.runs else None
     laws = LAWS | ({"your runs": fitted.law} if fitted else {})
     plan: dict[str, Any] = {"flops": budget, "parameters": parameters, "tokens": options.tokens}
     if budget:
@@ -114,7 +114,6 @@ def _by_law(
         wanted = law.point(parameters, budget / 6 / parameters)
         told["given"] = _point(wanted)
     if options.inference_tokens is not None:
-        positive(inference_tokens=options.inference_tokens)
         told["lifetime"] = lifetime(law, wanted, options.inference_tokens)
     return told
 

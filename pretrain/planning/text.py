@@ -32,6 +32,11 @@ def short(number: float) -> str:
     return f"{number:.3g}"
 
 
+def plain(number: float) -> str:
+    """26325000 -> 26,325,000; a small one keeps three digits."""
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
+
+
 def duration(days: float) -> str:
     """0.5 -> 12 hours."""
     for size, unit in ((1, "days"), (1 / 24, "hours"), (1 / 1440, "minutes")):
@@ -67,11 +72,12 @@ def _cost(plan: Mapping[str, Any]) -> list[Line]:
             f"{duration(cost['days'])} on {speed['gpus']:,} {speed['gpu'].upper()} at "
             f"{speed['achieved_flops'] / 1e12:,.4g} TFLOP/s each",
         ),
-        ("GPU hours", f"{cost['gpu_hours']:,.3g}"),
+        ("GPU hours", plain(cost["gpu_hours"])),
     ]
     if cost["money"]:
         lines.append(("money", f"{cost['money']:,.0f}"))
-    lines.append(("energy", f"{cost['kwh'] / 1000:,.3g} MWh, {cost['co2_kg'] / 1000:,.3g} t CO2e"))
+    tonnes = plain(cost["co2_kg"] / 1000)
+    lines.append(("energy", f"{plain(cost['kwh'] / 1000)} MWh, {tonnes} t CO2e"))
     return lines
 
 

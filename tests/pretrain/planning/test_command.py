@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +49,9 @@ def test_a_person_reads_days_and_hours(capsys: pytest.CaptureFixture[str]) -> No
     assert "3.79e+25 FLOP" in told
     assert "405 B parameters on 15.6 T tokens (38.5 each), loss 1.819" in told
     assert "68.6 days on 16,000 H100 at 400 TFLOP/s each" in told
+    assert "26,325,000" in told
     assert "65,812,500" in told
+    assert "20,270 MWh, 7,804 t CO2e" in told
 
 
 @pytest.mark.parametrize(
@@ -110,7 +114,7 @@ def test_memory_and_rate_of_a_given_model(
         ("--flops 1e20 --mfu 1.5", "a share of the peak"),
         ("--flops 1e20 --tokens-per-second 5", "is of a size"),
         ("--flops 1e20 --gpus 0", "GPUs must be"),
-        ("--flops 1e20 --inference-tokens -1", "inference tokens must be"),
+        ("--flops 1e20 --inference-tokens -1", "inference tokens must be 0 or more, not -1"),
         ("--flops 1e20 --mup-from 1e-3 64", "give the new model with --model"),
         ("--flops 1e20 --goodput 0", "goodput is 0"),
         ("--model nowhere.json", "cannot read a model's shape from nowhere.json"),
@@ -161,3 +165,11 @@ def test_nonsense_rows_are_named(tmp_path: Path, row: str, message: str) -> None
     file.write_text(good + row + "\n" + good)
     with pytest.raises(UsageError, match=message.replace("[", r"\[")):
         read_runs(file)
+
+
+def test_the_command_line_loads_nothing_heavy() -> None:
+    code = "import sys, pretrain.cli; pretrain.cli._parser(); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    heavy = {"torch", "transformers", "datatrove", "scipy", "deepspeed", "tokenizers"}
+    assert set(done.stdout.split()) & heavy == set(), done.stderr
+    assert "pretrain.planning.command" in done.stdout
