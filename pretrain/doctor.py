@@ -139,7 +139,7 @@ def _tried(probe: Probe, earlier: Mapping[str, Finding], folder: str) -> Finding
     started = time.monotonic()
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "pretrain.doctor_probes", probe.name, folder],
+            [sys.executable, "-P", "-m", "pretrain.doctor_probes", probe.name, folder],
             env=os.environ | OFFLINE,
             capture_output=True,
             text=True,
