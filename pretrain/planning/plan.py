@@ -17,7 +17,7 @@ from pretrain.planning.fit import Fit, fit_law
 from pretrain.planning.isoflop import fit_isoflop
 from pretrain.planning.law import LAWS, Law, Point, positive
 from pretrain.planning.memory import Layout, Shape, rank_memory, read_shape
-from pretrain.planning.rates import fit_rates, mup_rate
+from pretrain.planning.rates import PUBLISHED, fit_rates, mup_rate
 from pretrain.planning.runs import Run, read_runs, tuned
 
 STATED_MFU = 0.4
@@ -39,6 +39,7 @@ def make_plan(options: argparse.Namespace) -> dict[str, Any]:
             name: _by_law(law, budget, parameters, options) for name, law in laws.items()
         }
         plan["cost"] = asdict(cost(budget, gpus=options.gpus, achieved=achieved, site=site))
+        plan["rates"] = _published_rates(plan["laws"]["besiroglu"], shape)
         plan["speed"] = {"gpus": options.gpus, "gpu": options.gpu, "achieved_flops": achieved}
     if fitted:
         plan["fit"] = _fit(fitted, runs, plan)
@@ -170,6 +171,13 @@ def _rates(runs: list[Run], plan: Mapping[str, Any]) -> dict[str, Any]:
         mine = plan["laws"]["your runs"]
         told["rate"] = law.rate(mine.get("given", mine["optimum"])["parameters"])
     return told
+
+
+def _published_rates(by_law: Mapping[str, Any], shape: Shape | None) -> dict[str, Any]:
+    """Of the given size, or of the best; without the embeddings where these are known."""
+    point = by_law.get("given", by_law["optimum"])
+    parameters = shape.layers * shape.layer_parameters if shape else point["parameters"]
+    return {name: asdict(law(parameters, point["tokens"])) for name, law in PUBLISHED.items()}
 
 
 def _mup(options: argparse.Namespace, shape: Shape | None) -> float:

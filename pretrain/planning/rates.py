@@ -1,13 +1,13 @@
 """Decides how a learning rate found on small models becomes one for a large model.
 
-Two ways. From runs: for each size the minimum of a parabola through (log rate, loss), and a power
-law rate = c N^-p through these minima, as Kaplan et al. (2020) and Bi et al. (2024, DeepSeek LLM)
-fit theirs. By rule: under muP (Yang et al. 2022, table 3) Adam's rate of a hidden matrix goes with
-1 / width, while embeddings, gains and biases keep theirs. A model with muP's initialisation needs
-both parts; one with the standard initialisation is only near it.
+Three ways. From runs: for each size the minimum of a parabola through (log rate, loss), and a power
+law rate = c N^-p through these minima. By a published law (``PUBLISHED``), where there are no runs.
+By rule: under muP (Yang et al. 2022, table 3) Adam's rate of a hidden matrix goes with 1 / width,
+while embeddings, gains and biases keep theirs. A model with muP's initialisation needs both parts;
+one with the standard initialisation is only near it.
 
-Left out: the dependence on tokens and batch size. Rates are only carried between runs that share
-their batch and have about as many steps.
+Left out of the first: the dependence on tokens and batch size. Rates are only carried between runs
+that share their batch and have about as many steps.
 """
 
 from __future__ import annotations
@@ -80,6 +80,30 @@ def _best_rate(size: float, runs: Sequence[Run]) -> float:
     near = rates[at - 1 : at + 2]
     square, linear, _ = np.polyfit(np.log(near), [losses[rate] for rate in near], 2)
     return float(np.exp(-linear / (2 * square)))
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """A peak rate and the batch that it goes with, in tokens."""
+
+    rate: float
+    batch_tokens: float
+
+
+def step_law(parameters: float, tokens: float) -> Pace:
+    """1.79 N^-0.713 D^0.307 and 0.58 D^0.571 (Li et al. 2025, arXiv:2503.04715), N without the
+    embeddings; fitted there on 60 M to 1 B parameters."""
+    return Pace(1.79 * parameters**-0.713 * tokens**0.307, 0.58 * tokens**0.571)
+
+
+def deepseek_law(parameters: float, tokens: float) -> Pace:
+    """0.3118 C^-0.1250 and 0.2920 C^0.3271 with C = 6 N D (Bi et al. 2024, arXiv:2401.02954,
+    equation 1), which counts C without the embeddings too; fitted on 1e17 to 2e19 FLOP."""
+    flops = 6 * parameters * tokens
+    return Pace(0.3118 * flops**-0.1250, 0.2920 * flops**0.3271)
+
+
+PUBLISHED = {"Step Law": step_law, "DeepSeek LLM": deepseek_law}
 
 
 def mup_rate(rate: float, width: float, new_width: float) -> float:

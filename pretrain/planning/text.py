@@ -14,7 +14,8 @@ def render(plan: Mapping[str, Any]) -> str:
     """Lines for a person."""
     lines: list[Line] = []
     if plan["flops"]:
-        lines += [("budget", f"{plan['flops']:.3g} FLOP"), *_laws(plan["laws"]), *_cost(plan)]
+        lines += [("budget", f"{plan['flops']:.3g} FLOP"), *_laws(plan["laws"])]
+        lines += [*_published(plan["rates"]), *_cost(plan)]
     if "fit" in plan:
         lines += _fit(plan["fit"])
     if "mup_rate" in plan:
@@ -62,6 +63,16 @@ def _point(point: Mapping[str, float]) -> str:
         f"{short(point['parameters'])} parameters on {short(point['tokens'])} tokens "
         f"({point['tokens_per_parameter']:.3g} each), loss {point['loss']:.3f}"
     )
+
+
+def _published(rates: Mapping[str, Any]) -> list[Line]:
+    return [
+        (
+            f"rate by {name}",
+            f"{pace['rate']:.3g}, with {short(pace['batch_tokens'])} tokens a step",
+        )
+        for name, pace in rates.items()
+    ]
 
 
 def _cost(plan: Mapping[str, Any]) -> list[Line]:

@@ -50,6 +50,7 @@ def test_a_person_reads_days_and_hours(capsys: pytest.CaptureFixture[str]) -> No
     assert "405 B parameters on 15.6 T tokens (38.5 each), loss 1.819" in told
     assert "68.6 days on 16,000 H100 at 400 TFLOP/s each" in told
     assert "26,325,000" in told
+    assert "rate by DeepSeek LLM  0.000198, with 67.9 M tokens a step" in told
     assert "65,812,500" in told
     assert "20,270 MWh, 7,804 t CO2e" in told
 

@@ -12,7 +12,7 @@ from pretrain.errors import UsageError
 from pretrain.planning.fit import fit_law
 from pretrain.planning.isoflop import by_budget, fit_isoflop
 from pretrain.planning.law import LAWS, Law
-from pretrain.planning.rates import fit_rates, mup_rate
+from pretrain.planning.rates import deepseek_law, fit_rates, mup_rate, step_law
 from pretrain.planning.runs import Run, tuned
 
 SIZES, TOKENS = (1e8, 4e8, 2e9, 8e9), (2e9, 1e10, 5e10)
@@ -171,6 +171,23 @@ def test_only_the_best_rate_of_a_size_and_length_counts_for_the_law() -> None:
     law = LAWS["besiroglu"]
     spoilt = [dataclasses.replace(run, loss=run.loss * 1.2) for run in grid(law)]
     assert tuned([*spoilt, *grid(law)]) == grid(law)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "rate", "rows"), [(6.9e9, 4.2e-4, 2304), (67e9, 3.2e-4, 4608)]
+)
+def test_deepseeks_law_gives_deepseeks_models(parameters: float, rate: float, rows: int) -> None:
+    """Bi et al. (2024), table 2: both on 2 T tokens, in rows of 4,096."""
+    pace = deepseek_law(parameters, 2e12)
+    assert pace.rate == pytest.approx(rate, rel=0.02)
+    assert pace.batch_tokens == pytest.approx(rows * 4096, rel=0.04)
+
+
+def test_step_law_by_hand() -> None:
+    """10^9 parameters, 10^11 tokens: 1.79 x 10^(-6.417 + 3.377) and 0.58 x 10^6.281."""
+    pace = step_law(1e9, 1e11)
+    assert pace.rate == pytest.approx(1.79 * 10**-3.04, rel=1e-3)
+    assert pace.batch_tokens == pytest.approx(0.58 * 10**6.281, rel=1e-3)
 
 
 def test_mup_halves_the_rate_of_twice_the_width() -> None:
