@@ -11,9 +11,11 @@ import sys
 from pretrain.context.command import add_parser as add_extend
 from pretrain.data.command import add_parser as add_data
 from pretrain.data.shard_command import add_parser as add_shards
+from pretrain.doctor import add_parser as add_doctor
 from pretrain.errors import RunError, UsageError
 from pretrain.importing.command import add_parser as add_import
 from pretrain.models.command import add_parser as add_model
+from pretrain.planning.command import add_parser as add_plan
 from pretrain.tokenizer_command import add_parser as add_tokenizer
 
 
@@ -42,6 +44,8 @@ def _parser() -> argparse.ArgumentParser:
     add_model(commands)
     add_import(commands)
     add_extend(commands)
+    add_plan(commands)
+    add_doctor(commands)
     return parser
 
 
