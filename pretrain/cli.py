@@ -10,6 +10,7 @@ import sys
 
 from pretrain.data.shard_command import add_parser as add_shards
 from pretrain.errors import RunError, UsageError
+from pretrain.training.command import add_parser as add_train
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -32,6 +33,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="pretrain", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     add_shards(commands)
+    add_train(commands)
     return parser
 
 

@@ -62,7 +62,8 @@ ORDER = [
 
 # Heavy package -> the only modules that import it.
 HOMES = {
-    "deepspeed": {"posttrain.learner", "posttrain.learner_state", "posttrain.sequence_parallel"},
+    "deepspeed": {"posttrain.learner", "posttrain.learner_state", "posttrain.sequence_parallel"}
+    | {"pretrain.training.engine"},
     "vllm": {"posttrain.vllm_worker", "posttrain.nccl_transport"},
     "trl": {"posttrain.trainers"},
     "docker": {"rewards.sandbox.docker_engine"},

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.errors import RunError, UsageError
-from pretrain.training.settings import TrainConfig, make_config, read_config
+from pretrain.training.settings import TrainConfig, read_config
 
 FINAL = "final"
 # Settings that change no weight, or that a resumed run may have otherwise.
@@ -38,13 +38,13 @@ def train_model(config: TrainConfig | Mapping[str, Any] | str | Path, *overrides
     if isinstance(config, str | Path):
         config = read_config(config, overrides)
     elif isinstance(config, Mapping):
-        config = make_config(config)
+        config = TrainConfig(**config)
     from pretrain.data.shards import Shards, join
-    from pretrain.data.stream import Stream, StreamSettings
+    from pretrain.data.stream import Stream
 
-    settings = StreamSettings.parse(config.data)
-    stream = Stream(settings, seed=config.seed, verify=int(os.environ.get("RANK", "0")) == 0)
-    shards = Shards.open(settings.shards[0], verify=False)
+    first_rank = int(os.environ.get("RANK", "0")) == 0
+    stream = Stream(config.data, seed=config.seed, verify=first_rank)
+    shards = Shards.open(config.data.shards[0], verify=False)
     held = [Shards.open(folder) for folder in config.report.held_out]
     for one in held:
         one.check_tokenizer(shards.tokenizer)
@@ -330,7 +330,7 @@ def _model(config: TrainConfig, stream: Any, tokenizer: Any) -> Any:
         except (OSError, ValueError) as error:
             raise UsageError(f"model = {config.model!r} can't be loaded: {error}") from error
     else:
-        longest = max(p["length"] for p in config.data.get("phases", ({"length": 0},)))
+        longest = max(phase.length for phase in config.data.phases)
         shape = replace(config.shape, max_length=max(config.shape.max_length, longest))
         model = new_model(shape, tokenizer, config.seed)
     if model.config.vocab_size < stream.vocabulary:

@@ -7,22 +7,20 @@ phases with rows, length, mix and budget. The number of steps is theirs.
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
+from pretrain.checked_settings import CheckedSettings
+from pretrain.data.stream import StreamSettings
 from pretrain.errors import UsageError
 from pretrain.model import ModelSettings
 from pretrain.schedules import Kind
 
 
-class Settings(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class OptimizerSettings(Settings):
+class OptimizerSettings(CheckedSettings):
     """AdamW. The betas are those of most published runs since GPT-3."""
 
     rate: float = Field(default=0.0, ge=0, description="peak; 0: by Step Law, from model and data")
@@ -33,7 +31,7 @@ class OptimizerSettings(Settings):
     z_loss: float = Field(default=1e-4, ge=0, description="weight of (log Z)^2; 0: none")
 
 
-class ScheduleSettings(Settings):
+class ScheduleSettings(CheckedSettings):
     """The rate's share of its peak; see ``pretrain/schedules.py``."""
 
     kind: Kind = "wsd"
@@ -42,7 +40,7 @@ class ScheduleSettings(Settings):
     floor: float = Field(default=0.0, ge=0, le=1, description="share of the peak at the end")
 
 
-class ParallelSettings(Settings):
+class ParallelSettings(CheckedSettings):
     """How a step is divided over ranks, and over time on a rank."""
 
     zero_stage: int = Field(default=0, ge=0, le=3)
@@ -60,7 +58,7 @@ class ParallelSettings(Settings):
         return self
 
 
-class CheckpointSettings(Settings):
+class CheckpointSettings(CheckedSettings):
     """What a run goes on from."""
 
     every: int = Field(default=500, ge=1, description="steps")
@@ -71,7 +69,7 @@ class CheckpointSettings(Settings):
     )
 
 
-class SpikeSettings(Settings):
+class SpikeSettings(CheckedSettings):
     """When a loss is no loss to learn from; see ``spikes.py``."""
 
     window: int = Field(default=128, ge=8, description="accepted losses to compare with")
@@ -80,7 +78,7 @@ class SpikeSettings(Settings):
     rate_factor: float = Field(default=0.5, gt=0, le=1, description="for the rate, at a roll-back")
 
 
-class ReportSettings(Settings):
+class ReportSettings(CheckedSettings):
     """What is told on the way."""
 
     every: int = Field(default=10, ge=1, description="steps between two lines")
@@ -93,11 +91,11 @@ class ReportSettings(Settings):
     peak_tflops: float = Field(default=0.0, ge=0, description="for MFU; 0: known or measured")
 
 
-class TrainConfig(Settings):
+class TrainConfig(CheckedSettings):
     """A whole run."""
 
     out: Path = Field(description="folder of the run; the model appears in its folder final/")
-    data: dict[str, Any] = Field(description="the stream's settings: shards, phases, ...")
+    data: StreamSettings
     model: str = Field(default="", description="folder to go on from; empty: a new one by [shape]")
     shape: ModelSettings = ModelSettings()
     seed: int = 0
@@ -124,7 +122,7 @@ class TrainConfig(Settings):
 def read_config(path: str | Path | None, overrides: Sequence[str] = ()) -> TrainConfig:
     """A TOML file with ``section.key=value`` on top; values are TOML, a bare word is a string.
 
-    Raises UsageError, one line per fault.
+    Raises UsageError.
     """
     tree: dict[str, Any] = {}
     if path is not None:
@@ -136,20 +134,7 @@ def read_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Train
             raise UsageError(f"{path} is not valid TOML: {error}") from error
     for override in overrides:
         _set(tree, override)
-    return make_config(tree)
-
-
-def make_config(tree: Mapping[str, Any]) -> TrainConfig:
-    """From plain values. Raises UsageError, one line per fault."""
-    try:
-        return TrainConfig.model_validate(tree)
-    except ValidationError as error:
-        lines = []
-        for fault in error.errors():
-            where = ".".join(str(part) for part in fault["loc"]) or "config"
-            said = {"extra_forbidden": "there is no such setting", "missing": "it is required"}
-            lines.append(f"{where}: {said.get(fault['type'], fault['msg'])}")
-        raise UsageError("\n".join(lines)) from error
+    return TrainConfig(**tree)
 
 
 def _set(tree: dict[str, Any], override: str) -> None:
