@@ -66,11 +66,17 @@ def run(
     torch.manual_seed(config.seed)
     dtype = forward_dtype(config.dtype)
     tokenizer: Any = AutoTokenizer.from_pretrained(str(tokenizer_folder))
-    model = _model(config, stream, tokenizer)
+    with torch.device("meta"):
+        shape = _model_config(config, tokenizer)
+    if shape.vocab_size < stream.vocabulary:
+        raise UsageError(
+            f"model {config.model}: its vocabulary has {shape.vocab_size} words, the data's "
+            f"tokenizer {stream.vocabulary}: tokenise with the model's own, or extend the model"
+        )
     ranks, here = (int(os.environ.get(n, "1")) for n in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     needed = arithmetic.needed_bytes(
-        model.config,
+        shape,
         stage=config.parallel.zero_stage,
         ranks=ranks,
         low=dtype is torch.bfloat16,
@@ -79,7 +85,7 @@ def run(
     arithmetic.check_memory(needed, arithmetic.free_bytes(device), here if device == "cpu" else 1)
     config.out.mkdir(parents=True, exist_ok=True)
     with _lock(config.out):
-        return _Job(config, stream, tokenizer, dtype).train(model, held_out)
+        return _Job(config, stream, tokenizer, dtype).train(_model(config, tokenizer), held_out)
 
 
 class _Job:
@@ -318,27 +324,33 @@ def _leaves(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     return found
 
 
-def _model(config: TrainConfig, stream: Any, tokenizer: Any) -> Any:
-    """From its folder, or a new one for this tokenizer. Raises UsageError."""
+def _model_config(config: TrainConfig, tokenizer: Any) -> Any:
+    """What the model will be; inside ``torch.device("meta")`` no memory is taken."""
+    from transformers import AutoConfig
+
+    if not config.model:
+        return _new_model(config, tokenizer).config
+    try:
+        return AutoConfig.from_pretrained(config.model)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"model = {config.model!r} can't be loaded: {error}") from error
+
+
+def _model(config: TrainConfig, tokenizer: Any) -> Any:
+    """From its folder, or a new one for this tokenizer."""
     from transformers import AutoModelForCausalLM
 
+    if not config.model:
+        return _new_model(config, tokenizer)
+    return AutoModelForCausalLM.from_pretrained(config.model, dtype="float32")
+
+
+def _new_model(config: TrainConfig, tokenizer: Any) -> Any:
     from pretrain.model import new_model
 
-    if config.model:
-        try:
-            model: Any = AutoModelForCausalLM.from_pretrained(config.model, dtype="float32")
-        except (OSError, ValueError) as error:
-            raise UsageError(f"model = {config.model!r} can't be loaded: {error}") from error
-    else:
-        longest = max(phase.length for phase in config.data.phases)
-        shape = replace(config.shape, max_length=max(config.shape.max_length, longest))
-        model = new_model(shape, tokenizer, config.seed)
-    if model.config.vocab_size < stream.vocabulary:
-        raise UsageError(
-            f"model {config.model}: its vocabulary has {model.config.vocab_size} words, the data's "
-            f"tokenizer {stream.vocabulary}: tokenise with the model's own, or extend the model"
-        )
-    return model
+    longest = max(phase.length for phase in config.data.phases)
+    shape = replace(config.shape, max_length=max(config.shape.max_length, longest))
+    return new_model(shape, tokenizer, config.seed)
 
 
 class _lock:
