@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 
-def parameter_groups(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
+def parameter_groups(
+    parameters: Iterable[nn.Parameter], weight_decay: float
+) -> list[dict[str, Any]]:
     """Matrices with decay, vectors without; a group that would be empty is left out."""
     trained = [weight for weight in parameters if weight.requires_grad]
     groups: list[dict[str, Any]] = [

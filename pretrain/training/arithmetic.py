@@ -53,7 +53,9 @@ def needed_bytes(model_config: Any, *, stage: int, ranks: int, low: bool, micro_
     c = model_config
     heads, key_heads = c.num_attention_heads, c.num_key_value_heads
     width = getattr(c, "head_dim", None) or c.hidden_size // heads
-    layer = 2 * c.hidden_size * width * (heads + key_heads) + 3 * c.hidden_size * c.intermediate_size
+    layer = (
+        2 * c.hidden_size * width * (heads + key_heads) + 3 * c.hidden_size * c.intermediate_size
+    )
     embeddings = c.vocab_size * c.hidden_size * (1 if c.tie_word_embeddings else 2)
     parameters = c.num_hidden_layers * layer + embeddings
     each = 2 if low else 4

@@ -278,7 +278,9 @@ def _check_ranks(place: Place, config: TrainConfig, model_config: Any) -> None:
     if heads % size or (key_heads % size and size % key_heads):
         raise UsageError(f"parallel.sequence = {size} does not divide {heads}/{key_heads} heads")
     if config.parallel.tensor > 1 and config.parallel.zero_stage == 3:
-        raise UsageError("parallel.tensor with parallel.zero_stage = 3 is not supported: use 0 to 2")
+        raise UsageError(
+            "parallel.tensor with parallel.zero_stage = 3 is not supported: use 0 to 2"
+        )
 
 
 def import_deepspeed() -> Any:

@@ -1,10 +1,10 @@
 """Decides what training a base model means: check everything, train, and leave an ordinary folder.
 
-    OUT/config.json           settings, versions
-    OUT/metrics.jsonl         records.py
-    OUT/samples.jsonl         what the model writes after the prompts
-    OUT/checkpoints/          checkpoints.py
-    OUT/final/                model, tokenizer, generation config, pretrain.json
+OUT/config.json           settings, versions
+OUT/metrics.jsonl         records.py
+OUT/samples.jsonl         what the model writes after the prompts
+OUT/checkpoints/          checkpoints.py
+OUT/final/                model, tokenizer, generation config, pretrain.json
 """
 
 from __future__ import annotations
@@ -124,9 +124,7 @@ class _Job:
         parallel, model_config = self.config.parallel, model.config
         world = int(os.environ.get("WORLD_SIZE", "1"))
         readers = max(1, world // max(parallel.tensor, parallel.sequence))
-        check_phases(
-            self.stream, readers, parallel.sequence, model_config.max_position_embeddings
-        )
+        check_phases(self.stream, readers, parallel.sequence, model_config.max_position_embeddings)
         matrices = matrix_parameters(model)
         without_head = matrices - model.get_output_embeddings().weight.numel()
         tokens = self.stream.tokens_before(self.stream.steps)
@@ -311,7 +309,9 @@ def check_identity(
         hint = "take the settings of that run, or another out"
         if not free:
             hint += "; to extend or branch it, checkpoint.start_from in another out"
-        raise UsageError("\n".join([f"{checkpoint} was written with other settings:", *lines, hint]))
+        raise UsageError(
+            "\n".join([f"{checkpoint} was written with other settings:", *lines, hint])
+        )
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

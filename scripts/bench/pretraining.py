@@ -174,7 +174,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    stream, dtype = Fixed(options.rows, options.length, options.steps), getattr(torch, options.dtype)
+    stream, dtype = (
+        Fixed(options.rows, options.length, options.steps),
+        getattr(torch, options.dtype),
+    )
     sides = {"Trainer": trainer, "pretrain": ours}
     clocks: dict[str, list[Clock]] = {name: [] for name in sides}
     for _ in range(options.rounds):

@@ -218,9 +218,7 @@ def test_a_branch_starts_from_the_stable_phase(shards: Shards, tmp_path: Path) -
     """A longer run from a checkpoint of a shorter one, whose decay it does not take over."""
     trained(shards, tmp_path / "short", schedule__decay=0.25, checkpoint__every=3)
     stable, late = (tmp_path / f"short/checkpoints/step-{n:08d}" for n in (9, 12))
-    out = trained(
-        shards, tmp_path / "long", steps=16, checkpoint__start_from=str(stable)
-    ).parent
+    out = trained(shards, tmp_path / "long", steps=16, checkpoint__start_from=str(stable)).parent
     assert [record["step"] for record in steps_of(out)] == list(range(10, 17))
     assert steps_of(out)[0]["rate"] == pytest.approx(5e-3)
     with pytest.raises(UsageError, match="start from a checkpoint of the stable phase"):
@@ -262,9 +260,7 @@ def test_a_bad_batch_is_skipped(shards: Shards, tmp_path: Path, planted: Any) ->
 
 def test_spikes_in_a_row_roll_the_run_back(shards: Shards, tmp_path: Path, planted: Any) -> None:
     planted({36, 37, 38})
-    out = trained(
-        shards, tmp_path / "run", steps=42, spikes__window=16, checkpoint__every=5
-    ).parent
+    out = trained(shards, tmp_path / "run", steps=42, spikes__window=16, checkpoint__every=5).parent
     steps = [record["step"] for record in steps_of(out)]
     assert steps == [*range(1, 37), 40, 41, 42]  # 37 to 39 passed over the second time
     rates = {record["step"]: record["rate"] for record in steps_of(out)}
