@@ -10,7 +10,8 @@ nothing but its step number, and a longer run, or a branch, is the same function
   Any point of the stable phase is the start of a longer run, or of a branch that anneals
 
 The rule for the peak is Step Law (arXiv:2503.04715): 1.79 N^-0.713 D^0.307 for N parameters
-without embeddings and D tokens. Fitted there from 60 M to 1 B parameters; below, it is extrapolated.
+without embeddings and D tokens. Fitted there from 60 M to 1 B parameters; below that it is
+extrapolated.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
     python scripts/pretrain_base.py DOCUMENTS OUT [train settings as key=value ...]
 
 DOCUMENTS holds NNNNN.jsonl.gz as the data pipeline writes them. One document in fifty is held out;
-at the end, the model's bits per byte on those stand beside what ``xz -9e`` needs for their text. The
-same command goes on where it was stopped.
+at the end, the model's bits per byte on those stand beside what ``xz -9e`` needs for their text.
+The same command goes on where it was stopped.
 """
 
 from __future__ import annotations
@@ -14,10 +14,13 @@ import json
 import lzma
 import sys
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from zlib import crc32
 
-from pretrain.data.shard_writer import ShardSettings, write_shards
+from pretrain.data.shard_files import ShardSettings
+from pretrain.data.shard_writer import write_shards
 from pretrain.tokenizer import train_tokenizer
 from pretrain.training.job import train_model
 
@@ -71,7 +74,7 @@ def split(documents: Path, out: Path) -> dict[str, bytes]:
     return text
 
 
-def rows(folder: Path, pattern: str = "*.jsonl.gz"):
+def rows(folder: Path, pattern: str = "*.jsonl.gz") -> Iterator[dict[str, Any]]:
     for path in sorted(folder.glob(pattern)):
         with gzip.open(path, "rt") as file:
             yield from map(json.loads, file)

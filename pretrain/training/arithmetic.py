@@ -59,11 +59,9 @@ def needed_bytes(model_config: Any, *, stage: int, ranks: int, low: bool, micro_
     embeddings = c.vocab_size * c.hidden_size * (1 if c.tie_word_embeddings else 2)
     parameters = c.num_hidden_layers * layer + embeddings
     each = 2 if low else 4
-    weights, gradients = each, 4
-    optimiser = 12 if low else 8
-    weights = weights / ranks if stage == 3 else weights
-    gradients = gradients / ranks if stage >= 2 else gradients
-    optimiser = optimiser / ranks if stage >= 1 else optimiser
+    weights = each / (ranks if stage == 3 else 1)
+    gradients = 4 / (ranks if stage >= 2 else 1)
+    optimiser = (12 if low else 8) / (ranks if stage >= 1 else 1)
     # Kept for the backward pass: inputs of the products and norms.
     kept = 8 * c.hidden_size + 4 * c.intermediate_size + 4 * width * (heads + key_heads)
     activations = c.num_hidden_layers * kept * micro_tokens * each

@@ -5,7 +5,7 @@ Attention is our own function in transformers' interface, so that no mask is bui
 Where positions restart, tokens of a row see only their own document.
 
 Sequence parallelism is DeepSpeed's Ulysses (``UlyssesSPAttentionHF``): a micro-batch's tokens lie
-end to end, each rank holds an equal part of them, and inside attention ranks trade tokens for heads.
+end to end, each rank holds an equal part, and inside attention ranks trade tokens for heads.
 Targets are shifted before the tokens are shared, so each rank's loss is that of its own tokens, and
 the sum over ranks is the loss.
 """
@@ -45,8 +45,9 @@ class MicroBatch:
         restarts = (positions[:, 1:] == 0).any()
         apart = documents_apart(torch.from_numpy(positions)) if restarts else None
         tensors = (torch.from_numpy(ids), follows, torch.from_numpy(positions))
-        moved = (tensor.to(device, non_blocking=True) for tensor in tensors)
-        return cls(*moved, None if apart is None else apart.to(device, non_blocking=True))
+        ids, targets, positions = (tensor.to(device, non_blocking=True) for tensor in tensors)
+        apart = None if apart is None else apart.to(device, non_blocking=True)
+        return cls(ids, targets, positions, apart)
 
     @property
     def inputs(self) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
@@ -107,21 +108,18 @@ def rows_attention(
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
-    *,
-    scaling: float | None = None,
-    sliding_window: int | None = None,
-    rows: int = 0,
-    apart: Tensor | None = None,
-    **_: Any,
+    **told: Any,
 ) -> tuple[Tensor, None]:
     """transformers' attention interface; q, k, v [batch, heads, tokens, width].
 
-    With Ulysses the batch is one, and its tokens are ``rows`` rows end to end.
+    ``told`` are its keywords, and those that ``Network`` hands down: ``rows`` and ``apart``. With
+    Ulysses the batch is one, and its tokens are ``rows`` rows end to end.
     """
+    rows, apart, sliding_window = (told.get(k) for k in ("rows", "apart", "sliding_window"))
     batch, length = query.shape[0], query.shape[2]
-    if sliding_window is not None and length > sliding_window * max(1, rows):
+    if sliding_window is not None and length > sliding_window * (rows or 1):
         raise UsageError(f"rows are longer than the model's sliding window of {sliding_window}")
-    if rows > batch:
+    if rows is not None and rows > batch:
         query, key, value = (_apart_rows(x, rows) for x in (query, key, value))
     causal = apart is None and query.shape[2] == key.shape[2]
     out = F.scaled_dot_product_attention(
@@ -130,7 +128,7 @@ def rows_attention(
         value,
         attn_mask=apart,
         is_causal=causal and query.shape[2] > 1,
-        scale=scaling,
+        scale=told.get("scaling"),
         enable_gqa=query.shape[1] != key.shape[1],
     )
     return out.transpose(1, 2).reshape(batch, length, *out.shape[1::2]), None

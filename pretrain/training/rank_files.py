@@ -1,9 +1,9 @@
 """Decides how a rank's state reaches the disk while training goes on: copied, then written aside.
 
-DeepSpeed assembles its checkpoint as always, but where it would write a file, the tensors are copied
-into the host's memory. That is all a save waits for. One thread writes, hashes and fsyncs the
-copies, and then ``rank-N.json`` (size and SHA-256 of each file), or ``rank-N.error``. One copy at a
-time: the next save waits for the last.
+DeepSpeed assembles its checkpoint as always, but where it would write a file, the tensors are
+copied into the host's memory. That is all a save waits for. One thread writes, hashes and fsyncs
+the copies, and then ``rank-N.json`` (size and SHA-256 of each file), or ``rank-N.error``. One copy
+at a time: the next save waits for the last.
 """
 
 from __future__ import annotations

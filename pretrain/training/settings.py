@@ -1,7 +1,7 @@
 """Decides what can be asked of a training run, and reads it: TOML, then ``section.key=value``.
 
-Data (``[data]``) are the stream's own settings (``pretrain/data/stream.py``): folders of shards, and
-phases with rows, length, mix and budget. The number of steps is theirs.
+Data (``[data]``) are the stream's own settings (``pretrain/data/stream.py``): folders of shards,
+and phases with rows, length, mix and budget. The number of steps is theirs.
 """
 
 from __future__ import annotations

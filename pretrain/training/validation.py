@@ -67,17 +67,16 @@ class Validation:
     def measure(self, engine: Engine) -> dict[str, dict[str, float]]:
         """{name: {"loss" per predicted token in nats, "bits_per_byte"}}, and "all" over all."""
         found: dict[str, dict[str, float]] = {}
-        totals = np.zeros(3)  # nats, tokens, bits of first tokens; bytes apart
-        n_bytes = 0
+        totals = [0.0, 0.0, 0.0, 0.0]  # nats, tokens, bits of first tokens, bytes
         for name, one in self._held_out.items():
             nats = engine.nll(self._part(self._rows[name], engine))
             tokens = sum(len(ids) - 1 for ids in one.documents)
             first = len(one.documents) * math.log2(self._vocabulary)
-            found[name] = _scores(nats, tokens, first, one.n_bytes)
-            totals += (nats, tokens, first)
-            n_bytes += one.n_bytes
+            each = (nats, tokens, first, one.n_bytes)
+            found[name] = _scores(each)
+            totals = [total + x for total, x in zip(totals, each, strict=True)]
         if len(found) > 1:
-            found["all"] = _scores(*(float(x) for x in totals), n_bytes)
+            found["all"] = _scores(totals)
         return found
 
     def _part(self, batches: list[tuple[Ints, Ints]], engine: Engine) -> list[MicroBatch]:
@@ -91,11 +90,13 @@ class Validation:
         for ids, targets in own:
             positions = torch.arange(ids.shape[1]).expand(ids.shape)
             tensors = (torch.from_numpy(ids), torch.from_numpy(targets), positions)
-            made.append(MicroBatch(*(tensor.to(engine.device) for tensor in tensors), None))
+            x, y, at = (tensor.to(engine.device) for tensor in tensors)
+            made.append(MicroBatch(x, y, at, None))
         return made
 
 
-def _scores(nats: float, tokens: float, first: float, n_bytes: float) -> dict[str, float]:
+def _scores(sums: Sequence[float]) -> dict[str, float]:
+    nats, tokens, first, n_bytes = sums
     bits = nats / math.log(2) + first
     return {"loss": nats / max(1.0, tokens), "bits_per_byte": bits / max(1.0, n_bytes)}
 
