@@ -1,6 +1,7 @@
 """Base checkpoints: a corpus, a tokenizer, a small model, and the training that joins them.
 
-``make_base(out_dir)`` is the whole of it. The result is an ordinary checkpoint folder, which is all
+``make_base(out_dir)`` is the whole of it in one small process, ``train_model`` the training of a
+model of any size on tokenised shards. The result is an ordinary checkpoint folder, which is all
 that the rest of the toolkit knows of this package. Importing it does not load torch.
 """
 
@@ -10,6 +11,7 @@ from pretrain.base import BaseSettings, make_base
 from pretrain.corpus import CorpusSettings, Source, chat_rows, is_held_out
 from pretrain.model import ModelSettings
 from pretrain.train import TrainSettings
+from pretrain.training import train_model
 
 __all__ = [
     "BaseSettings",
@@ -20,4 +22,5 @@ __all__ = [
     "chat_rows",
     "is_held_out",
     "make_base",
+    "train_model",
 ]

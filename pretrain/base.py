@@ -21,6 +21,7 @@ from pretrain.tokenizer import train_tokenizer
 from pretrain.train import TrainReport, TrainSettings, train
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _TOKENIZER_SAMPLE = 10_000  # documents that are enough to learn the merges from
@@ -98,12 +99,16 @@ def save(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     record: dict[str, Any],
+    weights: dict[str, torch.Tensor] | None = None,
 ) -> None:
-    """Write the checkpoint beside its place and rename it there, so no half of one is ever seen."""
+    """Write the checkpoint beside its place and rename it there, so no half of one is ever seen.
+
+    ``weights`` are the model's where its own tensors are divided over ranks.
+    """
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
-        model.save_pretrained(temporary)
+        model.save_pretrained(temporary, state_dict=weights)
         tokenizer.save_pretrained(temporary)
         (temporary / "pretrain.json").write_text(json.dumps(record, indent=1) + "\n")
         temporary.chmod(0o755)  # mkdtemp's own mode would lock other users' servers out

@@ -17,6 +17,7 @@ from pretrain.importing.command import add_parser as add_import
 from pretrain.models.command import add_parser as add_model
 from pretrain.planning.command import add_parser as add_plan
 from pretrain.tokenizer_command import add_parser as add_tokenizer
+from pretrain.training.command import add_parser as add_train
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -46,6 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     add_extend(commands)
     add_plan(commands)
     add_doctor(commands)
+    add_train(commands)
     return parser
 
 

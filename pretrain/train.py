@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pretrain.packing import IGNORE, Rows
+from pretrain.schedules import cosine
 
 if TYPE_CHECKING:
     import torch
@@ -68,6 +69,8 @@ def train(
 ) -> TrainReport:
     """Train in place. Equal inputs and thread counts give equal weights, bit for bit."""
     import torch
+
+    from pretrain.optimizer import forward_dtype
 
     if len(rows.tokens) == 0:
         raise ValueError("there is nothing to train on: no document was packed")
@@ -121,32 +124,15 @@ def _step(
 
 def schedule(step: int, settings: TrainSettings) -> float:
     """The share of the peak rate used in a step (counted from 0)."""
-    if step < settings.warmup_steps:
-        return (step + 1) / (settings.warmup_steps + 1)
-    left = max(1, settings.steps - settings.warmup_steps)
-    return 0.1 + 0.45 * (1.0 + math.cos(math.pi * (step - settings.warmup_steps) / left))
-
-
-def forward_dtype(wanted: str) -> torch.dtype:
-    """bfloat16 or float32. ``auto`` takes bfloat16 where the hardware computes in it."""
-    import torch
-
-    if wanted == "auto":
-        fast = torch.cuda.is_available() or torch.cpu._is_avx512_bf16_supported()
-        return torch.bfloat16 if fast else torch.float32
-    return {"bfloat16": torch.bfloat16, "float32": torch.float32}[wanted]
+    return cosine(step, warmup=settings.warmup_steps, total=settings.steps, floor=0.1)
 
 
 def _optimizer(model: PreTrainedModel, settings: TrainSettings) -> torch.optim.Optimizer:
     import torch
 
-    # Norm gains are vectors, and decaying them towards zero would fight what they are for.
-    matrices = [weight for weight in model.parameters() if weight.ndim > 1]
-    vectors = [weight for weight in model.parameters() if weight.ndim <= 1]
-    groups = [
-        {"params": matrices, "weight_decay": settings.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
-    ]
+    from pretrain.optimizer import parameter_groups
+
+    groups = parameter_groups(model.parameters(), settings.weight_decay)
     return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.95), fused=True)
 
 

@@ -62,7 +62,8 @@ ORDER = [
 
 # Heavy package -> the only modules that import it.
 HOMES = {
-    "deepspeed": {"posttrain.learner", "posttrain.learner_state", "posttrain.sequence_parallel"},
+    "deepspeed": {"posttrain.learner", "posttrain.learner_state", "posttrain.sequence_parallel"}
+    | {"pretrain.training.engine"},
     "vllm": {"posttrain.vllm_worker", "posttrain.nccl_transport"},
     "trl": {"posttrain.trainers"},
     "docker": {"rewards.sandbox.docker_engine"},
@@ -446,8 +447,10 @@ def test_every_toml_is_a_valid_job(path: Path) -> None:
     from posttrain.config import GrpoConfig
     from posttrain.trainers.preference_commands import JOBS, job
     from posttrain.trainers.sft_settings import SftConfig
+    from pretrain.training.settings import TrainConfig
 
     kinds: dict[str, type] = {"sft": SftConfig, **{name: job(name)[0] for name in JOBS}}
+    kinds["pretrain"] = TrainConfig
     kind: Any = kinds.get(path.stem.replace("_", "-"), GrpoConfig)
     config = kind.model_validate(tomllib.loads(path.read_text()))
-    assert config.model
+    assert config.data.phases if kind is TrainConfig else config.model

@@ -1,0 +1,322 @@
+"""One rank's model inside a DeepSpeed engine. Only here is deepspeed imported.
+
+Decides how a step's loss is averaged. DeepSpeed averages gradients over its D data-parallel ranks;
+what is wanted is the mean over all N loss tokens of the step, wherever they lie. So each
+micro-batch's loss sum is multiplied by D / N, and DeepSpeed's accumulation factor is off. Ranks
+that share rows (Ulysses) each have the loss of their own tokens and count as data-parallel; those
+that share matrices (AutoTP) compute the same loss, and D is the ranks without them.
+
+A spike is known from the loss of all ranks before the update: one all-reduce of three numbers, the
+only time per step that the host waits for the device. A vetoed update passes through DeepSpeed as
+always, and the optimiser does nothing.
+
+bfloat16 means weights, activations and gradients of a micro-batch; master weights, accumulated
+gradients and Adam's moments are float32. DeepSpeed accumulates in float32 only where ZeRO is on, so
+stage 0 in bfloat16 runs as stage 1.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from pretrain.errors import UsageError
+from pretrain.optimizer import GuardedAdamW, parameter_groups
+from pretrain.training.checkpoints import ENGINE
+from pretrain.training.network import MicroBatch, Network, rows_attention
+from pretrain.training.rank_files import held_back
+from pretrain.training.settings import TrainConfig
+
+INSTALL = "training needs DeepSpeed, which is missing: pip install 'posttrain[deepspeed]'"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a step did; the same on every rank."""
+
+    loss: float  # mean nll of the step's tokens, without z-loss
+    grad_norm: float  # before clipping
+    reason: str  # why the update was not applied, or ""
+    stop: bool  # some rank was asked to
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a rank stands. ``copies`` ranks (neighbours) work on the same rows."""
+
+    rank: int
+    world: int
+    copies: int
+
+    @property
+    def readers(self) -> int:
+        """How many parts a step's rows have."""
+        return self.world // self.copies
+
+    @property
+    def reader(self) -> int:
+        """Which of them is this rank's."""
+        return self.rank // self.copies
+
+
+class Engine:
+    """Every method is a collective: all ranks call it, in one order."""
+
+    def __init__(self, model: Any, config: TrainConfig, dtype: torch.dtype) -> None:
+        deepspeed = import_deepspeed()
+        self.device = join_ranks()
+        parallel, settings = config.parallel, config.optimizer
+        copies = max(parallel.tensor, parallel.sequence)
+        self.place = Place(dist.get_rank(), dist.get_world_size(), copies)
+        _check_ranks(self.place, config, model.config)
+        self.stage = max(1, parallel.zero_stage) if dtype is torch.bfloat16 else parallel.zero_stage
+        self._tensor = parallel.tensor
+        self.data_ranks = self.place.world // self._tensor
+        shard = Shard.join(parallel.sequence) if parallel.sequence > 1 else None
+        if parallel.checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        self.network = Network(model.to(self.device, dtype), settings.z_loss, shard)
+        self._adam = GuardedAdamW(
+            parameter_groups(self.network.parameters(), settings.weight_decay),
+            lr=settings.rate,
+            betas=settings.betas,
+            eps=settings.epsilon,
+            fused=True,
+        )
+        self._adam.clip = settings.max_grad_norm if self.stage == 0 and self._tensor == 1 else 0.0
+        settled = deepspeed_config(config, self.stage, dtype, clip=not self._adam.clip)
+        self._engine, *_ = deepspeed.initialize(
+            model=self.network, optimizer=self._adam, config=settled
+        )
+        self._gathered = deepspeed.zero.GatheredParameters
+
+    def train(
+        self,
+        micro_batches: Sequence[MicroBatch],
+        n_tokens: int,
+        rate: float,
+        judge: Callable[[float], str],
+        stop: bool = False,
+    ) -> Outcome:
+        """One optimiser step; ``judge`` says of the loss why it must not be learnt from, or ""."""
+        for group in self._adam.param_groups:
+            group["lr"] = rate
+        self.network.train()
+        told = torch.zeros(2, device=self.device)  # nll, ranks that want to stop
+        for i, micro in enumerate(micro_batches):
+            self._engine.set_gradient_accumulation_boundary(i == len(micro_batches) - 1)
+            loss, nll = self._engine(*micro.inputs)
+            self._engine.backward(loss * (self.data_ranks / n_tokens), scale_wrt_gas=False)
+            told[0] += nll.sum()
+        told[1] = float(stop)
+        dist.all_reduce(told)
+        nll_sum, stops = told.tolist()
+        mean = nll_sum / self._tensor / n_tokens
+        reason = judge(mean)
+        self._adam.applied, self._adam.veto = False, bool(reason)
+        self._engine.step()
+        if not self._adam.applied and not reason:
+            reason = "the gradient's norm is not finite"
+        norm = self._adam.norm if self._adam.clip else self._engine.get_global_grad_norm()
+        return Outcome(mean, math.nan if norm is None else float(norm), reason, stops > 0)
+
+    @torch.no_grad()
+    def nll(self, micro_batches: Sequence[MicroBatch]) -> float:
+        """Sum in nats over the tokens of all ranks; each rank gives as many micro-batches."""
+        self.network.eval()
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        for micro in micro_batches:
+            total += self._engine(*micro.inputs)[1].sum()
+        dist.all_reduce(total)
+        return float(total) / self._tensor
+
+    @torch.no_grad()
+    def sample(self, prompt: Sequence[int], n_tokens: int, seed: int) -> list[int]:
+        """What the model writes after a prompt, at temperature 1; the same on every rank."""
+        self.network.eval()
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices), self.network.for_generation() as model:
+            torch.manual_seed(seed)
+            ids = torch.tensor([list(prompt)], device=self.device)
+            found = model.generate(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                do_sample=True,
+                max_new_tokens=n_tokens,
+                synced_gpus=self.stage == 3 and self.place.world > 1,
+            )
+        return [int(token) for token in found[0, len(prompt) :]]
+
+    # state
+
+    def state(self, folder: Path) -> dict[Path, Any]:
+        """This rank's files below ``folder``, as copies in the host's memory."""
+        held: dict[Path, Any] = {}
+        with held_back(self._engine, held):
+            self._engine.save_checkpoint(str(folder), tag=ENGINE, save_latest=False)
+        cuda = torch.cuda.get_rng_state() if self.device.type == "cuda" else None
+        random = {"cpu": torch.get_rng_state(), "cuda": cuda}
+        return {**held, folder / f"random-{self.place.rank}.pt": random}
+
+    def load(self, folder: Path) -> None:
+        """Take over a saved state, bit for bit."""
+        self._engine.load_checkpoint(str(folder), tag=ENGINE)
+        random = torch.load(folder / f"random-{self.place.rank}.pt")
+        torch.set_rng_state(random["cpu"])
+        if random["cuda"] is not None:
+            torch.cuda.set_rng_state(random["cuda"])
+
+    def weights(self) -> dict[str, Tensor]:
+        """Whole tensors by their Hugging Face names, on rank 0; a tied one once."""
+        from deepspeed.module_inject.layers import GatherReplacedLayerParams
+
+        whole: dict[str, Tensor] = {}
+        seen: set[int] = set()
+        for prefix, module in self.network.model.named_modules():
+            own = dict(module.named_parameters(recurse=False))
+            shared = GatherReplacedLayerParams(list(own.values()), module, self._tensor > 1)
+            with self._gathered(list(own.values())), shared:
+                for name, parameter in own.items():
+                    if self.place.rank == 0 and id(parameter) not in seen:
+                        whole[f"{prefix}.{name}"] = parameter.detach().cpu().clone()
+                    seen.add(id(parameter))
+        return whole
+
+
+def deepspeed_config(
+    config: TrainConfig, stage: int, dtype: torch.dtype, *, clip: bool
+) -> Mapping[str, Any]:
+    """The dictionary for ``deepspeed.initialize``."""
+    low = dtype is torch.bfloat16
+    told: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": config.optimizer.max_grad_norm if clip else 0.0,
+        "zero_optimization": {"stage": stage},
+        "bf16": {"enabled": low, "check_grad_overflow": low},
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "steps_per_print": 10**9,
+    }
+    if config.parallel.tensor > 1:
+        told["tensor_parallel"] = {
+            "autotp_size": config.parallel.tensor,
+            "vocab_parallel_lm_head": False,  # the head's loss is ours and wants all of it
+        }
+    return told
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """This rank's place among the ranks that share rows."""
+
+    rank: int
+    size: int
+    group: Any
+
+    @classmethod
+    def join(cls, size: int) -> Shard:
+        """Form groups of ``size`` consecutive ranks."""
+        import deepspeed
+
+        deepspeed.init_distributed(dist.get_backend(), dist_init_required=False)
+        rank, world = dist.get_rank(), dist.get_world_size()
+        groups = [dist.new_group(range(at, at + size)) for at in range(0, world, size)]
+        return cls(rank % size, size, groups[rank // size])
+
+    def own(self, tokens: Tensor) -> Tensor:
+        """This rank's part of what every token [T] of a micro-batch has."""
+        return tokens.chunk(self.size)[self.rank]
+
+    def attention(self, config: Any) -> str:
+        """Registers attention that trades tokens for heads within the group; returns its name."""
+        from deepspeed.runtime.sequence_parallel.ulysses_sp import UlyssesSPAttentionHF
+        from transformers import AttentionInterface
+
+        heads, key_heads, width = head_sizes(config)
+        trade = UlyssesSPAttentionHF(
+            attn=rows_attention,
+            batch_size=1,
+            attn_head_count=heads,
+            attn_head_size=width,
+            kv_head_count=key_heads,
+            num_hidden_layers=config.num_hidden_layers,
+            process_group=self.group,
+            seq_length_is_variable=True,
+        )
+
+        def attention(module: Any, *tensors: Tensor, **keywords: Any) -> tuple[Tensor, None]:
+            return trade(module, *tensors, **keywords)[0], None
+
+        AttentionInterface.register("pretrain_ulysses", attention)
+        return "pretrain_ulysses"
+
+
+def head_sizes(config: Any) -> tuple[int, int, int]:
+    """Heads, key-value heads, and the width of one."""
+    heads = int(config.num_attention_heads)
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return heads, int(getattr(config, "num_key_value_heads", None) or heads), int(width)
+
+
+def _check_ranks(place: Place, config: TrainConfig, model_config: Any) -> None:
+    if place.world % place.copies:
+        raise UsageError(
+            f"{place.world} ranks can't be divided into groups of {place.copies} "
+            "(parallel.tensor, parallel.sequence)"
+        )
+    heads, key_heads, _ = head_sizes(model_config)
+    size = config.parallel.sequence
+    if heads % size or (key_heads % size and size % key_heads):
+        raise UsageError(f"parallel.sequence = {size} does not divide {heads}/{key_heads} heads")
+    if config.parallel.tensor > 1 and config.parallel.zero_stage == 3:
+        raise UsageError(
+            "parallel.tensor with parallel.zero_stage = 3 is not supported: use 0 to 2"
+        )
+
+
+def import_deepspeed() -> Any:
+    """DeepSpeed, made to keep quiet, to need no compiler, and to take our optimiser for AdamW."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    try:
+        import deepspeed
+    except ImportError as error:
+        raise UsageError(INSTALL) from error
+    from deepspeed.runtime import bf16_optimizer
+    from deepspeed.runtime.zero.utils import ZERO_SUPPORTED_OPTIMIZERS
+    from deepspeed.utils import logger
+
+    logger.setLevel(logging.WARNING)
+    bf16_optimizer.see_memory_usage = lambda *_, **__: None  # it prints whatever the settings say
+    if GuardedAdamW not in ZERO_SUPPORTED_OPTIMIZERS:
+        ZERO_SUPPORTED_OPTIMIZERS.append(GuardedAdamW)
+    if not torch.cuda.is_available():
+        # Its shared-memory op, compiled at the first start, is for inference only.
+        deepspeed.ops.__compatible_ops__ = {}
+    return deepspeed
+
+
+def join_ranks() -> torch.device:
+    """Join the process group that a launcher's environment describes, or be alone."""
+    os.environ.setdefault("LOCAL_RANK", "0")
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    if not dist.is_initialized():
+        backend = "nccl" if cuda else "gloo"
+        if {"RANK", "MASTER_ADDR"} <= os.environ.keys():
+            dist.init_process_group(backend)
+        else:
+            store = dist.HashStore()  # type: ignore[attr-defined]
+            dist.init_process_group(backend, store=store, rank=0, world_size=1)
+    return device

@@ -1,0 +1,153 @@
+"""Decides what can be asked of a training run, and reads it: TOML, then ``section.key=value``.
+
+Data (``[data]``) are the stream's own settings (``pretrain/data/stream.py``): folders of shards,
+and phases with rows, length, mix and budget. The number of steps is theirs.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from pretrain.checked_settings import CheckedSettings
+from pretrain.data.stream import StreamSettings
+from pretrain.errors import UsageError
+from pretrain.model import ModelSettings
+from pretrain.schedules import Kind
+
+
+class OptimizerSettings(CheckedSettings):
+    """AdamW. The betas are those of most published runs since GPT-3."""
+
+    rate: float = Field(default=0.0, ge=0, description="peak; 0: by Step Law, from model and data")
+    betas: tuple[float, float] = (0.9, 0.95)
+    epsilon: float = Field(default=1e-8, gt=0)
+    weight_decay: float = Field(default=0.1, ge=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    z_loss: float = Field(default=1e-4, ge=0, description="weight of (log Z)^2; 0: none")
+
+
+class ScheduleSettings(CheckedSettings):
+    """The rate's share of its peak; see ``pretrain/schedules.py``."""
+
+    kind: Kind = "wsd"
+    warmup: int = Field(default=100, ge=0, description="steps")
+    decay: float = Field(default=0.2, ge=0, le=1, description="share of the run that decays (wsd)")
+    floor: float = Field(default=0.0, ge=0, le=1, description="share of the peak at the end")
+
+
+class ParallelSettings(CheckedSettings):
+    """How a step is divided over ranks, and over time on a rank."""
+
+    zero_stage: int = Field(default=0, ge=0, le=3)
+    tensor: int = Field(default=1, ge=1, description="ranks that share each matrix (AutoTP)")
+    sequence: int = Field(default=1, ge=1, description="ranks that share each row (Ulysses)")
+    micro_tokens: int = Field(
+        default=16384, gt=0, description="tokens at once on a rank; the rest is accumulated"
+    )
+    checkpointing: bool = Field(default=False, description="compute layers twice, keep less")
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Self:
+        if self.tensor > 1 and self.sequence > 1:
+            raise ValueError("tensor and sequence can't both be above 1: no test has seen it")
+        return self
+
+
+class CheckpointSettings(CheckedSettings):
+    """What a run goes on from."""
+
+    every: int = Field(default=500, ge=1, description="steps")
+    keep_last: int = Field(default=2, ge=1)
+    resume: Literal["auto", "never"] = "auto"
+    start_from: str = Field(
+        default="", description="a checkpoint of another run, to extend it or to branch from it"
+    )
+
+
+class SpikeSettings(CheckedSettings):
+    """When a loss is no loss to learn from; see ``spikes.py``."""
+
+    window: int = Field(default=128, ge=8, description="accepted losses to compare with")
+    threshold: float = Field(default=8.0, gt=0, description="robust z-score; above, it is a spike")
+    repeats: int = Field(default=5, ge=2, description="spikes in a row that roll the run back")
+    rate_factor: float = Field(default=0.5, gt=0, le=1, description="for the rate, at a roll-back")
+
+
+class ReportSettings(CheckedSettings):
+    """What is told on the way."""
+
+    every: int = Field(default=10, ge=1, description="steps between two lines")
+    held_out: tuple[str, ...] = Field(default=(), description="folders of held-out shards")
+    evaluate_every: int = Field(default=500, ge=1, description="steps")
+    evaluate_tokens: int = Field(default=100_000, ge=1, description="of each language and domain")
+    sample_every: int = Field(default=500, ge=1, description="steps")
+    prompts: tuple[str, ...] = ()
+    sample_tokens: int = Field(default=64, ge=1)
+    peak_tflops: float = Field(default=0.0, ge=0, description="for MFU; 0: known or measured")
+
+
+class TrainConfig(CheckedSettings):
+    """A whole run."""
+
+    out: Path = Field(description="folder of the run; the model appears in its folder final/")
+    data: StreamSettings
+    model: str = Field(default="", description="folder to go on from; empty: a new one by [shape]")
+    shape: ModelSettings = ModelSettings()
+    seed: int = 0
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    threads: int = Field(default=0, ge=0, description="0 leaves torch's own choice")
+    optimizer: OptimizerSettings = OptimizerSettings()
+    schedule: ScheduleSettings = ScheduleSettings()
+    parallel: ParallelSettings = ParallelSettings()
+    checkpoint: CheckpointSettings = CheckpointSettings()
+    spikes: SpikeSettings = SpikeSettings()
+    report: ReportSettings = ReportSettings()
+
+    @model_validator(mode="after")
+    def _spikes_leave_a_checkpoint(self) -> Self:
+        kept = self.checkpoint.every * self.checkpoint.keep_last
+        if kept <= self.spikes.repeats:
+            raise ValueError(
+                f"checkpoint.every x checkpoint.keep_last = {kept} steps, and spikes.repeats = "
+                f"{self.spikes.repeats}: no checkpoint from before the spikes would be left"
+            )
+        return self
+
+
+def read_config(path: str | Path | None, overrides: Sequence[str] = ()) -> TrainConfig:
+    """A TOML file with ``section.key=value`` on top; values are TOML, a bare word is a string.
+
+    Raises UsageError.
+    """
+    tree: dict[str, Any] = {}
+    if path is not None:
+        try:
+            tree = tomllib.loads(Path(path).read_text())
+        except OSError as error:
+            raise UsageError(f"can't read the config {path}: {error.strerror}") from error
+        except tomllib.TOMLDecodeError as error:
+            raise UsageError(f"{path} is not valid TOML: {error}") from error
+    for override in overrides:
+        _set(tree, override)
+    return TrainConfig(**tree)
+
+
+def _set(tree: dict[str, Any], override: str) -> None:
+    name, separator, text = override.partition("=")
+    if not separator or not name.strip():
+        raise UsageError(f"override {override!r} is not of the form section.key=value")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *sections, key = name.strip().split(".")
+    for section in sections:
+        tree = tree.setdefault(section, {})
+        if not isinstance(tree, dict):
+            raise UsageError(f"{name}: {section} is a value, not a section")
+    tree[key] = value

@@ -1,0 +1,51 @@
+"""A training run of a second or two: what the tests of training share."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pretrain.data.shards import Shards
+from pretrain.training.job import train_model
+from tests.pretrain.token_corpus import make_shards
+
+SHAPE = {"hidden_size": 32, "layers": 2, "mlp_size": 64, "heads": 2, "kv_heads": 2, "head_dim": 32}
+
+
+def corpus(folder: Path) -> Shards:
+    return make_shards(folder, {"en/web": 6_000, "de/web": 2_400})
+
+
+def config(shards: Shards, out: Path, *, steps: int = 12, **changes: Any) -> dict[str, Any]:
+    """4 rows of 48 tokens a step; ``changes`` are section__key=value."""
+    rows = {"tokens": steps * 4 * 48, "rows": 4, "length": 48}
+    tree: dict[str, Any] = {
+        "out": str(out),
+        "data": {"shards": [str(shards.folder)], "phases": [rows]},
+        "shape": dict(SHAPE),
+        "dtype": "float32",
+        "threads": 1,
+        "optimizer": {"rate": 5e-3},
+        "schedule": {"warmup": 2},
+        "checkpoint": {"every": 4},
+        "spikes": {"repeats": 3},
+        "report": {"peak_tflops": 1.0, "every": 4},
+    }
+    for name, value in changes.items():
+        section, _, key = name.partition("__")
+        if key:
+            tree.setdefault(section, {})[key] = value
+        else:
+            tree[section] = value
+    return tree
+
+
+def trained(shards: Shards, out: Path, **changes: Any) -> Path:
+    return train_model(config(shards, out, **changes))
+
+
+def steps_of(out: Path) -> list[dict[str, Any]]:
+    """The records of steps, in the file's order."""
+    lines = (out / "metrics.jsonl").read_text().splitlines()
+    return [record for line in lines if "grad_norm" in (record := json.loads(line))]
