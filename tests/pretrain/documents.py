@@ -14,9 +14,11 @@ def row(text: str, id: str, **metadata: Any) -> Row:
     return {"text": text, "id": id, "metadata": metadata}
 
 
-def run(stage: Stage, rows: list[Row], folder: Path) -> tuple[list[Row], list[Row], dict[str, Any]]:
-    """Kept rows, rejected rows and counts, of a run over shards of three documents."""
-    write_documents(folder / "in", rows, per_shard=3)
+def run(
+    stage: Stage, rows: list[Row], folder: Path, *, per_shard: int = 3
+) -> tuple[list[Row], list[Row], dict[str, Any]]:
+    """Kept rows, rejected rows and counts."""
+    write_documents(folder / "in", rows, per_shard=per_shard)
     counts = run_stage(stage, folder / "in", folder / "out", rejects=True)
     return (
         list(read_documents(folder / "out")),
