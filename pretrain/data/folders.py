@@ -75,7 +75,11 @@ class ShardWriter:
         self._file = gzip.GzipFile("", "wb", _LEVEL, self._raw, mtime=0)
 
     def write(self, row: Row) -> None:
-        self._file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+        try:
+            line = json.dumps(row, ensure_ascii=False).encode()
+        except UnicodeEncodeError:  # lone surrogates, which JSON may hold and UTF-8 may not
+            line = json.dumps(row).encode()
+        self._file.write(line + b"\n")
 
     def close(self) -> None:
         self._file.close()

@@ -24,8 +24,9 @@ _NO_WORD = re.compile(r"[^\w\x00-\x7f]+")  # punctuation and spaces beyond ASCII
 _UNSPACED = re.compile(
     "([\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff])"
 )
-_RANDOM = np.random.default_rng(0x5EED).integers(1, 2**64, 256, np.uint64)
-_RANDOM[[i for i in range(128) if not chr(i).isalnum()]] = 0  # no part of a word
+RANDOM = np.random.default_rng(0x5EED).integers(1, 2**64, 256, np.uint64)  # for each byte
+_IN_WORD = RANDOM.copy()
+_IN_WORD[[i for i in range(128) if not chr(i).isalnum()]] = 0  # no part of a word
 _BASE = 0xD1342543DE82EF95  # odd, so it has an inverse modulo 2^64
 _END = "\n\x00\n"  # of a text in a batch
 
@@ -70,17 +71,20 @@ def _normal(text: str) -> str:
 
 def _words(data: np.ndarray) -> tuple[Hashes, np.ndarray]:
     """A hash of every word, and the byte it starts at."""
-    values = _RANDOM[data]
+    values = _IN_WORD[data]
     inside = np.zeros(len(data) + 2, bool)
     inside[1:-1] = values != 0
     edges = np.flatnonzero(inside[1:] != inside[:-1])
     starts, ends = edges[::2], edges[1::2]
-    size = 1 << len(data).bit_length()
-    sums = np.zeros(len(data) + 1, np.uint64)
-    np.cumsum(values * _powers(_BASE, size)[: len(data)], out=sums[1:])
-    return _mixed(
-        (sums[ends] - sums[starts]) * _powers(pow(_BASE, -1, 2**64), size)[starts]
-    ), starts
+    return span_hashes(values, starts, ends), starts
+
+
+def span_hashes(values: Hashes, starts: np.ndarray, ends: np.ndarray) -> Hashes:
+    """A hash of each span of ``values`` (of a batch), wherever it stands."""
+    size = 1 << len(values).bit_length()
+    sums = np.zeros(len(values) + 1, np.uint64)
+    np.cumsum(values * _powers(_BASE, size)[: len(values)], out=sums[1:])
+    return _mixed((sums[ends] - sums[starts]) * _powers(pow(_BASE, -1, 2**64), size)[starts])
 
 
 @lru_cache(4)

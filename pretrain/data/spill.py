@@ -107,10 +107,18 @@ class Records:
         self._count += 1
 
     def __getitem__(self, number: int) -> bytes:
+        self._flush()
+        bounds = os.pread(self._ends.fileno(), 16, 8 * number)
+        start, end = int.from_bytes(bounds[:8], "little"), int.from_bytes(bounds[8:], "little")
+        return os.pread(self._data.fileno(), end - start, start)
+
+    def span(self, start: int, length: int) -> bytes:
+        """Some bytes of all records in a row."""
+        self._flush()
+        return os.pread(self._data.fileno(), length, start)
+
+    def _flush(self) -> None:
         if self._flushed < self._count:
             self._data.flush()
             self._ends.flush()
             self._flushed = self._count
-        bounds = os.pread(self._ends.fileno(), 16, 8 * number)
-        start, end = int.from_bytes(bounds[:8], "little"), int.from_bytes(bounds[8:], "little")
-        return os.pread(self._data.fileno(), end - start, start)
