@@ -84,7 +84,7 @@ def span_hashes(values: Hashes, starts: np.ndarray, ends: np.ndarray) -> Hashes:
     size = 1 << len(values).bit_length()
     sums = np.zeros(len(values) + 1, np.uint64)
     np.cumsum(values * _powers(_BASE, size)[: len(values)], out=sums[1:])
-    return _mixed((sums[ends] - sums[starts]) * _powers(pow(_BASE, -1, 2**64), size)[starts])
+    return mix((sums[ends] - sums[starts]) * _powers(pow(_BASE, -1, 2**64), size)[starts])
 
 
 @lru_cache(4)
@@ -102,10 +102,11 @@ def _windows(words: Hashes, n: int) -> Hashes:
     total = words[: len(words) - n + 1].copy()
     for i in range(1, n):
         total += words[i : len(words) - n + 1 + i] * np.uint64(pow(_BASE, i, 2**64))
-    return _mixed(total)
+    return mix(total)
 
 
-def _mixed(hashes: Hashes) -> Hashes:
+def mix(hashes: Hashes) -> Hashes:
+    """The finaliser of SplitMix64: one to one."""
     mixed = (hashes ^ (hashes >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return mixed ^ (mixed >> np.uint64(31))
