@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pretrain.data import folders
+from pretrain.data import folders, stages
 from pretrain.data.duplicates import ExactDuplicates, UrlDuplicates, normal_url
 from pretrain.data.spill import KeyFile, Records, groups
 from pretrain.data.stage import Decide, Drop, run_stage
@@ -217,3 +217,14 @@ def test_a_step_changes_what_is_kept_and_the_reject_is_as_it_came(tmp_path: Path
     assert (kept[0]["text"], rejected[0]["text"]) == ("wo", "one")
     assert (counts["characters_in"], counts["characters_kept"]) == (6, 2)
     assert counts["examples"] == {"even": ["one"]}
+
+
+def test_stages_have_a_function_for_configurations(tmp_path: Path) -> None:
+    folders.write_documents(tmp_path / "in", ROWS)
+    counts = stages.exact_duplicates(tmp_path / "in", tmp_path / "a", {"rejects": True})
+    assert counts["kept"] == 3 and (tmp_path / "a.rejects").is_dir()  # type: ignore[index]
+    for name in ("url_duplicates", "near_duplicates", "repeated_lines", "repeated_spans"):
+        getattr(stages, name)(tmp_path / "a", tmp_path / name, {"memory_mb": 8})
+        assert json.loads((tmp_path / name / "counts.json").read_text())["stage"] == name
+    with pytest.raises(UsageError, match="NearDuplicates:.*treshold"):
+        stages.near_duplicates(tmp_path / "in", tmp_path / "b", {"treshold": 0.9})
