@@ -8,7 +8,7 @@ stretches that are judged, and a finding has to pass what tells it from look-ali
 ``phone``  ``+``, a context word (Tel., fax, llame ...), or separators and a trunk 0 or the US
            form; no date, no ISBN
 ``iban``   country form and check digits; ``card``: Luhn, and 13 to 19 digits that a network issues
-``ip``     public addresses; no version number: "version", "v", "release" before it
+``ip``     public addresses; no version ("version", "v", "release" before it), no section number
 """
 
 from __future__ import annotations
@@ -60,6 +60,7 @@ _IBAN_SIZES = {  # characters, by country (the SWIFT registry)
 _NETWORK = re.compile(
     r"4\d{12}(?:\d{3}){0,2}|5[1-5]\d{14}|2[2-7]\d{14}|3[47]\d{13}|3[068]\d{12}|35\d{14}|6(?:011|4|5)\d{12,13}"
 )
+_GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")
 _BEFORE = 40  # characters that say what a number is
 
 
@@ -131,10 +132,15 @@ def _may_be(kind: str, found: str, before: str) -> bool:
 
 
 def _is_public(address: str) -> bool:
+    """Of IPv6 global unicast with four groups written out; of IPv4 what no section number is."""
     try:
-        return ipaddress.ip_address(address).is_global
+        parsed = ipaddress.ip_address(address)
     except ValueError:
         return False
+    if parsed.version == 6:
+        groups = sum(bool(group) for group in address.split(":"))
+        return parsed in _GLOBAL_UNICAST and parsed.is_global and groups >= 4
+    return parsed.is_global and max(parsed.packed) >= 32  # 11.5.1.1 is a section
 
 
 def _is_isbn(found: str) -> bool:

@@ -204,9 +204,8 @@ def _measured(run: Callable[[Path, Path], None], source: Path, out: Path, queue:
         load_word_tokenizer("eng")
         spacy.blank("en")("It is loaded.")
         # Version 4 of xxhash takes no strings, which this version of datatrove hands it.
-        theirs.xxhash = SimpleNamespace(
-            xxh64_intdigest=lambda s: xxhash.xxh64_intdigest(s.encode())
-        )
+        hashed = xxhash.xxh64_intdigest
+        theirs.xxhash = SimpleNamespace(xxh64_intdigest=lambda text: hashed(text.encode()))
     else:
         import rensa  # noqa: F401
     start, wall = time.process_time(), time.perf_counter()

@@ -33,6 +33,7 @@ LOOK_ALIKES = [
     ("en", "localhost is 127.0.0.1, the router 192.168.0.1, an example 192.0.2.7"),
     ("en", "ISBN 978-3-16-148410-0, ISBN-10: 0-306-40615-2, 0-306-40615-2"),
     ("de", "am 01.02.2024, 2024-01-15 und 15/01/2024 12:30, von 1999-2004"),
+    ("en", "11.5.1.1. Samba, see 6.3.4.5; a[::2] = [0, -1], 1::2, ffff:ffff:ffff:ffff::"),
     ("en", "@mention, foo@bar, icon@2x.png, a @ b.c, user@localhost"),
     ("en", "card 4111 1111 1111 1112, order 1234567890123456, 3.14159265358979"),
     ("de", "DE89 3704 0044 0532 0130 01 hat eine falsche Prüfziffer"),
