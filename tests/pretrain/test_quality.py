@@ -1,0 +1,138 @@
+"""Quality and educational value: thresholds by retention, failures counted."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datatrove.data import Document
+
+from pretrain.data.education import (
+    Education,
+    Scores,
+    ScoreServer,
+    distill,
+    parse_score,
+    score_documents,
+)
+from pretrain.data.quality import Quality, train_quality
+from pretrain.errors import UsageError
+from tests.data_gen.chat_server import ChatServer
+from tests.pretrain.documents import words
+
+GOOD, RAW, SHARED = words(1, 150), words(2, 150), words(3, 150)
+
+
+def text(seed: int, good: float) -> str:
+    """Sixty words, of which a share is from one vocabulary rather than the other."""
+    rng = random.Random(seed)
+    return " ".join(
+        rng.choice(SHARED if rng.random() < 0.5 else GOOD if rng.random() < good else RAW)
+        for _ in range(60)
+    )
+
+
+@pytest.fixture(scope="module")
+def quality(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    out = tmp_path_factory.mktemp("quality") / "model"
+    positive, negative = ([text(s, good) for s in range(250)] for good in (0.75, 0.25))
+    return out, train_quality(positive, negative, out, retention=0.3)
+
+
+def test_the_threshold_keeps_the_wanted_share(quality: tuple[Path, dict[str, Any]]) -> None:
+    out, about = quality
+    assert about["kept"]["raw"] == 0.3  # 15 of 50
+    assert about["kept"]["good"] >= 0.98
+    step = Quality(out)
+    fresh = [Document(text(seed, 0.25), "a") for seed in range(1000, 1200)]
+    kept = sum(step.check(document) is None for document in fresh) / 200
+    assert kept == pytest.approx(0.3, abs=0.12)
+    assert step.check(fresh[0]) in (None, "low_quality")
+    assert 0 <= fresh[0].metadata["quality"] <= 1
+    assert Quality(out, threshold=0).check(Document("\x00 \n", "b")) is None
+
+
+def test_bad_sets_and_thresholds_are_refused(
+    tmp_path: Path, quality: tuple[Path, dict[str, Any]]
+) -> None:
+    some = [text(s, 1) for s in range(20)]
+    with pytest.raises(UsageError, match="positive set has 0 texts"):
+        train_quality([], some, tmp_path / "model")
+    with pytest.raises(UsageError, match="negative set has 9 texts"):
+        train_quality(some, some[:9], tmp_path / "model")
+    with pytest.raises(UsageError, match="retention is 20"):
+        train_quality(some, some, tmp_path / "model", retention=20)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(UsageError, match="threshold is 1.2"):
+        Quality(quality[0], threshold=1.2)
+    with pytest.raises(UsageError, match="is no model of this kind"):
+        Quality(tmp_path)
+    with pytest.raises(UsageError, match="lacks correlation"):
+        Education(quality[0])
+
+
+@pytest.mark.parametrize(
+    ("reply", "score"),
+    [
+        ("It explains.\nScore: 4", 4),
+        ("**Score:** 0/5", 0),
+        ("Score: 1? No.\nscore: 3", 3),
+        ("Score: 7", None),
+        ("Score: 2.5", None),
+        ("Four points", None),
+        ("", None),
+    ],
+)
+def test_scores_are_read_or_there_is_none(reply: str, score: int | None) -> None:
+    assert parse_score(reply) == score
+
+
+def test_documents_are_scored_and_failures_counted() -> None:
+    tries = dict.fromkeys(["flaky", "down"], 0)
+
+    def behave(body: dict[str, Any]) -> Any:
+        asked = body["messages"][0]["content"]
+        for name in tries:
+            if f"<text>\n{name}" in asked:
+                tries[name] += 1
+                return (503, "later") if name == "down" or tries[name] < 2 else "Score: 2"
+        if "<text>\nvague" in asked:
+            return "rather good"
+        return (404, "no") if "<text>\nrefused" in asked else "Clear. Score: 5"
+
+    with ChatServer(behave, delay_s=0.02) as server:
+        ask = ScoreServer(server.url, "scripted", concurrency=4, retries=1)
+        result = score_documents(["fine", "flaky", "down", "vague", "refused"] + ["x"] * 20, ask)
+        assert server.most_in_flight == 4
+        late = score_documents(["x"] * 50, ScoreServer(server.url, "scripted", deadline_s=0.0))
+    assert result.scores == [5, 2, None, None, None] + [5] * 20
+    assert result.failed == {"http_503": 1, "no_score": 1, "http_404": 1}
+    assert tries == {"flaky": 2, "down": 2}
+    assert late == Scores([None] * 50, late.failed) and late.failed == {"deadline": 50}
+    gone = score_documents(["x"], ScoreServer(server.url, "scripted", retries=0))
+    assert gone.failed == {"connection": 1}
+
+
+def test_a_small_model_learns_the_scores(tmp_path: Path) -> None:
+    levels = [seed % 6 for seed in range(600)]
+    texts = [text(seed, level / 5) for seed, level in enumerate(levels)]
+    scores: list[int | None] = [None if i % 50 == 7 else level for i, level in enumerate(levels)]
+    about = distill(texts, scores, tmp_path / "model")
+    assert about["texts"] == 588 and about["held_out"] == 118
+    assert about["correlation"] > 0.8
+    step = Education(tmp_path / "model", fewest=2.5)
+    fresh = [Document(text(9000 + i, i % 2), "a") for i in range(40)]
+    assert [step.check(one) for one in fresh] == ["teaches_little", None] * 20
+    assert 0 <= fresh[0].metadata["education"] <= 5
+
+
+def test_too_few_scores_or_all_the_same_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="2 texts have a score"):
+        distill(["a"] * 30, [1, 2] + [None] * 28, tmp_path / "model")
+    with pytest.raises(UsageError, match="the same score"):
+        distill(["a"] * 30, [3] * 30, tmp_path / "model")
+    with pytest.raises(UsageError, match="fewest is 6"):
+        Education(tmp_path, fewest=6)
+    assert not list(tmp_path.iterdir())
