@@ -24,6 +24,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -106,23 +107,22 @@ def verified_pairs(
     keys: KeyFile, shingles: Records, threshold: float, clusters: Clusters
 ) -> Iterator[tuple[int, int, float]]:
     """Candidates (a < b) that are alike, with their similarity; not those already clustered."""
+    read = lru_cache(2 * LARGEST_GROUP)(partial(_read, shingles))
+    for a, b in _candidates(keys):
+        if clusters.first(a) != clusters.first(b):
+            similarity = jaccard(read(a), read(b))
+            if similarity >= threshold:
+                yield a, b, similarity
+
+
+def _candidates(keys: KeyFile) -> Iterator[tuple[int, int]]:
+    """Pairs (a < b) that meet in a band; the same pair may come from several."""
     for sorted_keys, numbers in keys.repeated():
         for group in groups(sorted_keys, numbers):
             members = group.tolist()
-            sets: dict[int, Hashes] = {}
-            for i, b in enumerate(members):
+            for i, b in enumerate(members[1:], 1):
                 earlier = members[max(0, i - LARGEST_GROUP) : i]
-                for a in dict.fromkeys([*members[: min(i, 1)], *earlier]):
-                    if clusters.first(a) == clusters.first(b):
-                        continue
-                    for number in (a, b):
-                        if number not in sets:
-                            sets[number] = _read(shingles, number)
-                    similarity = jaccard(sets[a], sets[b])
-                    if similarity >= threshold:
-                        yield a, b, similarity
-                if i > LARGEST_GROUP:
-                    sets.pop(members[i - LARGEST_GROUP], None)
+                yield from ((a, b) for a in dict.fromkeys([members[0], *earlier]))
 
 
 class Clusters:
