@@ -35,20 +35,20 @@ STEPS = {
     "gopher_quality": "pretrain.data.heuristics:GopherQuality",
     "c4": "pretrain.data.heuristics:C4",
     "fineweb": "pretrain.data.heuristics:FineWeb",
-    "quality": "pretrain.data.quality:Quality",
-    "education": "pretrain.data.education:Education",
     "pii": "pretrain.data.pii:Pii",
     "nsfw": "pretrain.data.nsfw:Nsfw",
     "licence": "pretrain.data.licences:Licence",
     "decontaminate": "pretrain.data.decontamination:Decontaminate",
+    "quality": "pretrain.data.quality:Quality",
+    "education": "pretrain.data.education:Education",
 }
 STAGES = {
-    "shards": "pretrain.data.shard_writer:shards_stage",
     "url_duplicates": "pretrain.data.stages:url_duplicates",
     "exact_duplicates": "pretrain.data.stages:exact_duplicates",
-    "repeated_lines": "pretrain.data.stages:repeated_lines",
     "near_duplicates": "pretrain.data.stages:near_duplicates",
+    "repeated_lines": "pretrain.data.stages:repeated_lines",
     "repeated_spans": "pretrain.data.stages:repeated_spans",
+    "shards": "pretrain.data.shard_writer:shards_stage",
 }
 
 

@@ -117,10 +117,10 @@ def rows_attention(
     """
     rows, apart, sliding_window = (told.get(k) for k in ("rows", "apart", "sliding_window"))
     batch, length = query.shape[0], query.shape[2]
-    if sliding_window is not None and length > sliding_window * (rows or 1):
-        raise UsageError(f"rows are longer than the model's sliding window of {sliding_window}")
     if rows is not None and rows > batch:
         query, key, value = (_apart_rows(x, rows) for x in (query, key, value))
+    if sliding_window is not None and key.shape[2] > sliding_window:
+        raise UsageError(f"rows are longer than the model's sliding window of {sliding_window}")
     causal = apart is None and query.shape[2] == key.shape[2]
     out = F.scaled_dot_product_attention(
         query,

@@ -161,6 +161,19 @@ def test_stages_follow_the_steps(tmp_path: Path) -> None:
     assert len(rows_of(out / "documents")) == 1
 
 
+def test_registered_stages_and_steps_run_by_name(tmp_path: Path) -> None:
+    source, out = tmp_path / "in", tmp_path / "out"
+    source.mkdir()
+    twins = [{"text": f"{EN} Write to maria.lopez@mail-example.com", "id": str(i)} for i in (0, 1)]
+    (source / "0.jsonl").write_text("".join(json.dumps(row) + "\n" for row in twins))
+    stages = [{"name": "exact_duplicates", "rejects": True}]
+    result = prepare_data(input=source, output=out, steps=["pii"], stages=stages, workers=1)
+    assert result.counts[1]["dropped"] == {"duplicate": 1}
+    (kept,) = rows_of(out / "documents")
+    assert "maria" not in kept["text"] and kept["text"].startswith(EN)
+    assert [row["id"] for row in rows_of(out / "01_exact_duplicates.rejects")] == ["1"]
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
