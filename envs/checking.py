@@ -11,8 +11,8 @@ For each task a fresh episode is given answers by a scripted policy and its scor
 - ``close`` leaves nothing behind: threads, processes, open files and sockets, temporary files.
 
 An episode goes on until it is done, or for ``TURNS`` turns (the environment's budget, if it has
-one); then ``unfinished`` is asked, where there is one. Whatever raises, hangs or could not be judged
-is a failure of the check it happened in.
+one); then ``unfinished`` is asked, where there is one. Whatever raises, hangs or could not be
+judged is a failure of the check it happened in.
 """
 
 from __future__ import annotations

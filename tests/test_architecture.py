@@ -70,6 +70,7 @@ HOMES = {
     "docker": {"rewards.sandbox.docker_engine"},
     "math_verify": {"rewards.math.symbolic"},
     "verifiers": {"envs.adapters.verifiers"},
+    "lm_eval": {"posttrain.evaluation.harness"},
 }
 LIGHT = ("rewards", "envs")  # neither torch nor what pulls it in, at import
 TORCH_USERS = {"torch", "transformers", "datasets", "reasoning_gym", "sympy", "mpmath", *HOMES}
