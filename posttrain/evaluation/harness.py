@@ -194,15 +194,16 @@ def evaluate_harness(job: HarnessJob, *, report: Callable[[str], None] = print) 
             await engine.close()
 
     found = run_async(evaluated())
+    benchmarks = {name: _benchmark(name, found) for name in sorted(found["samples"])}
+    for name, one in benchmarks.items():
+        report(f"{name}: {one['n_tasks']} documents done")
     result = {
         "settings": job.settings,
         "provenance": provenance(),
         "seconds": time.perf_counter() - started,
-        "benchmarks": {name: _benchmark(name, found) for name in sorted(found["samples"])},
+        "benchmarks": benchmarks,
         "groups": {name: _numbers(one) for name, one in (found.get("groups") or {}).items()},
     }
-    for name in result["benchmarks"]:
-        report(f"{name}: {result['benchmarks'][name]['n_tasks']} documents done")
     beside = job.out / f"{RESULT}.new"
     beside.write_text(json.dumps(result, indent=1) + "\n")
     os.replace(beside, job.out / RESULT)
