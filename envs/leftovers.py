@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 EPISODES = 4
 SETTLE_S = 2.0  # a socket's other end, or a killed child, may take a moment to go
@@ -30,7 +31,7 @@ async def left_behind(episode: Callable[[], Awaitable[None]]) -> list[str]:
         try:
             for _ in range(EPISODES):
                 await episode()
-            before = _counts(scratch)
+            before = _living(scratch)
             for _ in range(EPISODES):
                 await episode()
             return await _grown(before, scratch)
@@ -38,11 +39,11 @@ async def left_behind(episode: Callable[[], Awaitable[None]]) -> list[str]:
             tempfile.tempdir = kept
 
 
-async def _grown(before: dict[str, int], scratch: str) -> list[str]:
+async def _grown(before: dict[str, set[Any]], scratch: str) -> list[str]:
     deadline = time.monotonic() + SETTLE_S
     while True:
-        after = _counts(scratch)
-        grown = {what: after[what] - n for what, n in before.items()}
+        after = _living(scratch)
+        grown = {what: len(after[what] - known) for what, known in before.items()}
         leaks = [
             f"{n} {what} after {EPISODES} episodes" for what, n in grown.items() if n >= EPISODES
         ]
@@ -52,19 +53,20 @@ async def _grown(before: dict[str, int], scratch: str) -> list[str]:
         await asyncio.sleep(0.05)
 
 
-def _counts(scratch: str) -> dict[str, int]:
-    counts = {
-        "threads": threading.active_count(),
-        "asyncio tasks": len(asyncio.all_tasks()),
-        "temporary files": sum(1 for _ in Path(scratch).iterdir()),
+def _living(scratch: str) -> dict[str, set[Any]]:
+    """What there is now, each by what tells it apart: others may end meanwhile."""
+    living: dict[str, set[Any]] = {
+        "threads": {thread.ident for thread in threading.enumerate()},
+        "asyncio tasks": set(asyncio.all_tasks()),
+        "temporary files": {one.name for one in Path(scratch).iterdir()},
     }
     descriptors = Path("/proc/self/fd")
     if descriptors.is_dir():
-        links = [_target(one) for one in descriptors.iterdir()]
-        counts["open sockets"] = sum(link.startswith("socket:") for link in links)
-        counts["open files"] = len(links) - counts["open sockets"]
-        counts["processes"] = _children()
-    return counts
+        links = {(one.name, _target(one)) for one in descriptors.iterdir()}
+        living["open sockets"] = {link for link in links if link[1].startswith("socket:")}
+        living["open files"] = links - living["open sockets"]
+        living["processes"] = _children()
+    return living
 
 
 def _target(link: Path) -> str:
@@ -74,9 +76,9 @@ def _target(link: Path) -> str:
         return ""
 
 
-def _children() -> int:
+def _children() -> set[str]:
     """Child processes, also those that ended and were not waited for."""
-    found = 0
+    found = set()
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
@@ -84,5 +86,6 @@ def _children() -> int:
             parent = (entry / "stat").read_text().rpartition(")")[2].split()[1]
         except OSError:  # it ended meanwhile
             continue
-        found += parent == str(os.getpid())
+        if parent == str(os.getpid()):
+            found.add(entry.name)
     return found
