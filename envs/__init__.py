@@ -6,11 +6,13 @@ proves it sane. Importing this package is cheap: reasoning-gym, datasets and pya
 """
 
 import envs.kinds  # noqa: F401  registers them
+from envs.asking import Model, from_function
 from envs.checking import CheckReport, Failure, check
 from envs.data import DataTasks
 from envs.generated import GeneratedTasks, generated
 from envs.loading import from_tasks, is_data, load, names, register
-from envs.mixing import Curriculum, Mixture, pass_rates
+from envs.mixed_env import Part, mixed
+from envs.mixing import Curriculum, Mixture, pass_rates, read_rates, write_rates
 from envs.protocol import (
     Budget,
     EndReason,
@@ -43,6 +45,8 @@ __all__ = [
     "GeneratedTasks",
     "Message",
     "Mixture",
+    "Model",
+    "Part",
     "SecondTry",
     "SingleTurn",
     "Step",
@@ -54,17 +58,21 @@ __all__ = [
     "UsageError",
     "case_of",
     "check",
+    "from_function",
     "from_tasks",
     "generated",
     "held_out",
     "instant",
     "is_data",
     "load",
+    "mixed",
     "names",
     "pass_rates",
     "question_of",
+    "read_rates",
     "register",
     "shutdown",
     "tool_spec",
     "user",
+    "write_rates",
 ]

@@ -1,37 +1,47 @@
 """``envs.check``: the self-checks that a good environment passes.
 
-For each task a fresh episode is given one answer and its score compared:
+For each task a fresh episode is given answers by a scripted policy and its score compared:
 
-- the gold answer (``str(task.answer)``) must score 1 and be correct,
-- an empty answer and the question echoed back must score 0,
+- the gold policy must score 1 and be correct: ``str(task.answer)`` again and again, or a function
+  of the task and the conversation so far, for an environment of several turns or with tools,
+- empty answers and the question echoed back must score 0,
 - all of this twice must give the same conversation and the same score,
-- training and held-out questions must not meet, and no task may change between two look-ups.
+- training and held-out questions must not meet, and no task may change between two look-ups,
+- every call returns within the deadline,
+- ``close`` leaves nothing behind: threads, processes, open files and sockets, temporary files.
 
-Whatever raises, hangs or could not be judged is a failure of the check it happened in.
+An episode goes on until it is done, or for ``TURNS`` turns (the environment's budget, if it has
+one); then ``unfinished`` is asked, where there is one. Whatever raises, hangs or could not be
+judged is a failure of the check it happened in.
 """
 
 from __future__ import annotations
 
 import asyncio
+import inspect
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from envs.protocol import Environment, Message, Task
-from envs.single_turn import settled
+from envs.leftovers import left_behind
+from envs.protocol import Budget, EndReason, Environment, Message, Task
 from envs.splitting import question_of
 from rewards import Outcome, Score
+from rewards.threads import WORLDS, in_thread
 
 MAX_CONCURRENT = 32
 SHOWN = 5
+TURNS = 8  # as many as a training job allows where nothing else is said
+
+Gold = Callable[[Task, Sequence[Message]], "str | Message"]
 
 
 @dataclass(frozen=True)
 class Failure:
     """One check that did not hold for one task."""
 
-    check: str  # gold | empty | echo | repeat | split | raised
+    check: str  # gold | empty | echo | repeat | split | left behind
     task_id: str
     seen: str
 
@@ -69,16 +79,19 @@ def check(
     tasks: Iterable[Task] | None = None,
     seed: int = 0,
     timeout_s: float = 60.0,
+    gold: Gold | None = None,
 ) -> CheckReport:
     """Check ``n`` training tasks and as many held-out ones as there are up to ``n``, or ``tasks``.
 
-    ``timeout_s`` is the deadline of one episode. May be called inside a running event loop (a
-    notebook), which it blocks.
+    ``timeout_s`` is the deadline of one call of the environment. ``gold`` is a policy that solves
+    every task: ``gold(task, messages)`` returns the next answer, a text or a message.
+    May be called inside a running event loop (a notebook), which it blocks.
     """
     report = CheckReport(environment.name)
     chosen = list(tasks) if tasks is not None else _sample(environment, n, report)
     report.tasks = len(chosen)
-    work = _check_all(environment, chosen, report, seed, timeout_s)
+    checks = _Checks(environment, report, seed, timeout_s, gold)
+    work = _check_all(checks, chosen)
     _run(lambda: asyncio.run(work))
     report.failures.sort(key=lambda failure: (failure.check, failure.task_id))
     return report
@@ -109,61 +122,113 @@ def _some_held_out(environment: Environment, n: int) -> Sequence[Task]:
     return []
 
 
-async def _check_all(
-    environment: Environment,
-    tasks: Sequence[Task],
-    report: CheckReport,
-    seed: int,
-    timeout_s: float,
-) -> None:
+@dataclass(frozen=True, slots=True)
+class _Checks:
+    """What the checks of every task share."""
+
+    environment: Environment
+    report: CheckReport
+    seed: int
+    timeout_s: float
+    gold: Gold | None
+
+    def fail(self, check: str, task: Task, seen: str) -> None:
+        self.report.failures.append(Failure(check, task.task_id, seen))
+
+
+async def _check_all(checks: _Checks, tasks: Sequence[Task]) -> None:
     slots = asyncio.Semaphore(MAX_CONCURRENT)
 
     async def one(task: Task) -> None:
         async with slots:
-            await _check_task(environment, task, report, seed, timeout_s)
+            await _check_task(checks, task)
 
     await asyncio.gather(*(one(task) for task in tasks))
+    if not tasks:
+        return
 
-
-async def _check_task(
-    environment: Environment, task: Task, report: CheckReport, seed: int, timeout_s: float
-) -> None:
-    answers = {"empty": "", "echo": question_of(task.messages)}
-    if task.answer is None:
-        report.without_gold += 1
-    else:
-        answers["gold"] = str(task.answer)
-    for name, answer in answers.items():
+    async def episode() -> None:
         try:
-            async with asyncio.timeout(timeout_s):
-                shown, score = await _episode(environment, task, answer, seed)
-                again = await _episode(environment, task, answer, seed) if name != "empty" else None
+            await _episode(checks, tasks[0], lambda task, messages: "")
+        except Exception:  # noqa: BLE001  boundary: environment code; told by the checks above
+            pass
+
+    for what in await left_behind(episode):
+        checks.fail("left behind", tasks[0], what)
+
+
+async def _check_task(checks: _Checks, task: Task) -> None:
+    policies: dict[str, Gold] = {
+        "empty": lambda task, messages: "",
+        "echo": lambda task, messages: question_of(task.messages),
+    }
+    if checks.gold is not None:
+        policies["gold"] = checks.gold
+    elif task.answer is None:
+        checks.report.without_gold += 1
+    else:
+        policies["gold"] = lambda task, messages: str(task.answer)
+    for name, policy in policies.items():
+        try:
+            shown, score = await _episode(checks, task, policy)
+            again = await _episode(checks, task, policy) if name != "empty" else None
         except Exception as error:  # noqa: BLE001  boundary: environment code
-            report.failures.append(Failure(name, task.task_id, f"raised {error!r:.300}"))
+            checks.fail(name, task, f"raised {error!r:.300}")
             continue
         wanted = (1.0, True) if name == "gold" else (0.0, False)
         if score is None or (score.value, score.outcome is Outcome.CORRECT) != wanted:
-            report.failures.append(Failure(name, task.task_id, _seen(answer, score)))
+            said = next(m["content"] for m in reversed(shown) if m["role"] == "assistant")
+            checks.fail(name, task, _seen(said, score))
         if again is not None and again != (shown, score):
-            report.failures.append(Failure("repeat", task.task_id, f"{name}: not the same twice"))
+            checks.fail("repeat", task, f"{name}: not the same twice")
 
 
-async def _episode(
-    environment: Environment, task: Task, answer: str, seed: int
-) -> tuple[list[Message], Score | None]:
-    """One answer in a fresh episode: the messages before it and the score after it."""
-    env = environment.make()
+async def _episode(checks: _Checks, task: Task, policy: Gold) -> tuple[list[Message], Score | None]:
+    """A fresh episode played by ``policy``: the conversation and the last score."""
+    env = checks.environment.make()
+    budget: Budget = getattr(checks.environment, "budget", Budget())
+    score: Score | None = None
+
+    async def call(method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        return await _in_time(method, checks.timeout_s, *args, **kwargs)
+
     try:
-        messages = list(await settled(env.start(task, seed=seed)))
-        step = await settled(env.step({"role": "assistant", "content": answer}))
-        return [*messages, *step.messages], step.score
+        messages = list(await call(env.start, task, seed=checks.seed))
+        if hasattr(env, "tools"):
+            await call(env.tools)
+        for _ in range(budget.turns or TURNS):
+            said = policy(task, tuple(messages))
+            messages.append(
+                {"role": "assistant", "content": said} if isinstance(said, str) else said
+            )
+            step = await call(env.step, messages[-1])
+            messages += step.messages
+            score = step.score or score
+            if step.done:
+                return messages, score
+        if score is None and hasattr(env, "unfinished"):
+            score = await call(env.unfinished, EndReason.MAX_TURNS)
+        return messages, score
     finally:
-        await settled(env.close())
+        await call(env.close)
+
+
+async def _in_time(method: Callable[..., Any], timeout_s: float, *args: Any, **kwargs: Any) -> Any:
+    """One call as a rollout makes it. Raises TimeoutError naming the method."""
+    try:
+        if inspect.iscoroutinefunction(method):
+            async with asyncio.timeout(timeout_s):
+                return await method(*args, **kwargs)
+        if getattr(method, "instant", False):
+            return method(*args, **kwargs)
+        return await in_thread(lambda: method(*args, **kwargs), timeout_s, WORLDS)
+    except TimeoutError as error:
+        raise TimeoutError(f"{method.__name__} gave no answer within {timeout_s:g} s") from error
 
 
 def _seen(answer: str, score: Score | None) -> str:
     if score is None:
-        return f"{answer!r:.80} was not scored at once"
+        return f"{answer!r:.80} was not scored"
     return f"{answer!r:.80} scored {score.value} ({score.outcome}) {score.detail[-200:]}".rstrip()
 
 

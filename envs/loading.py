@@ -1,11 +1,13 @@
 """Decides what a name given to ``envs.load`` stands for.
 
-In this order: ``reasoning_gym:<dataset>``; a registered environment; a data file or saved data set;
+In this order: ``reasoning_gym:<dataset>``, ``verifiers:<name>``, ``openenv:<url>``; ``mix``,
+several of these (``envs.mixed_env``); a registered environment; a data file or saved data set;
 ``owner/name``, a data set on the hub. Data needs a reward to be an environment.
 """
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,8 +16,9 @@ from typing import Any, TypeVar
 
 from envs import files
 from envs.data import Columns, DataTasks
+from envs.mixed_env import Part, mixed
+from envs.mixing import read_rates
 from envs.protocol import Environment
-from envs.reasoning import reasoning_gym
 from envs.single_turn import SingleTurn
 from envs.splitting import PERCENT
 from rewards import (
@@ -31,6 +34,14 @@ from rewards import load as load_reward
 
 F = TypeVar("F", bound=Callable[..., Any])
 PREFIX = "reasoning_gym:"
+MIX = "mix"
+
+# Prefix -> what loads the rest of the name, imported when it is asked for.
+_FAMILIES = {
+    PREFIX: "envs.reasoning:reasoning_gym",
+    "verifiers:": "envs.adapters.verifiers:load_verifiers",
+    "openenv:": "envs.adapters.openenv:load_openenv",
+}
 
 _ENVIRONMENTS: dict[str, Callable[..., Environment]] = {}
 
@@ -61,7 +72,7 @@ def names() -> list[str]:
 
 def is_data(name: str) -> bool:
     """Whether ``load`` would take ``name`` for a data set, which needs ``reward=``."""
-    if name.startswith(PREFIX) or name in _ENVIRONMENTS:
+    if name.startswith(tuple(_FAMILIES)) or name in (*_ENVIRONMENTS, MIX):
         return False
     return files.looks_like_file(name) or name.count("/") == 1
 
@@ -76,17 +87,23 @@ def load(name: Any, **args: Any) -> Environment:
     if not isinstance(name, str) and not hasattr(name, "__fspath__"):
         return from_tasks(name, **args)
     text = str(name)
-    if text.startswith(PREFIX):
-        return reasoning_gym(text.removeprefix(PREFIX), **args)
+    for prefix, family in _FAMILIES.items():
+        if text.startswith(prefix):
+            module, _, function = family.partition(":")
+            loader = getattr(importlib.import_module(module), function)
+            return _call(partial(loader, text.removeprefix(prefix)), text, args)
+    if text == MIX:
+        return _call(_mix, text, args)
     if text in _ENVIRONMENTS:
         return _call(_ENVIRONMENTS[text], text, args)
     if files.looks_like_file(text):
         return _from_source(text, args)
     if text.count("/") == 1 and "reward" in args:
         return _from_source(text, args)
-    hint = did_you_mean(text, [*_ENVIRONMENTS, f"{PREFIX}<dataset>"])
+    families = ["reasoning_gym:<dataset>", "verifiers:<name>", "openenv:<url>", MIX]
+    hint = did_you_mean(text, [*_ENVIRONMENTS, *families])
     raise UsageError(
-        f"unknown environment {text!r}.{hint} It may also be reasoning_gym:<dataset>, a data file "
+        f"unknown environment {text!r}.{hint} It may also be {', '.join(families)}, a data file "
         f"({', '.join(files.ENDINGS)}), or owner/name of a data set together with reward=."
     )
 
@@ -136,6 +153,26 @@ def from_tasks(
         held_out_percent=percent,
     )
     return SingleTurn(name, tasks, judged_by, system_prompt)
+
+
+def _mix(of: Sequence[Mapping[str, Any]], *, seed: int = 0) -> Environment:
+    """Several environments as one: ``of`` are tables with ``env``, ``weight``, arguments of load.
+
+    ``rates`` in a table is a file of ``{"task_id": [solved, judged]}``: what ``Curriculum`` leaves
+    out.
+    """
+    parts = []
+    for number, table in enumerate(of):
+        args = dict(table)
+        name, weight, rates = (
+            args.pop("env", None),
+            args.pop("weight", 1.0),
+            args.pop("rates", None),
+        )
+        if not isinstance(name, str):
+            raise UsageError(f'mix, part {number}: which environment? write env = "..."')
+        parts.append(Part(load(name, **args), weight, None if rates is None else read_rates(rates)))
+    return mixed(parts, seed=seed)
 
 
 def _from_source(name: str, args: dict[str, Any]) -> Environment:

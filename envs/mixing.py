@@ -12,9 +12,11 @@ never chosen from: what is measured does not move.
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
+from pathlib import Path
 
 from envs.protocol import Task, TaskSource
 from envs.splitting import question_of
@@ -99,6 +101,20 @@ def pass_rates(scores: Iterable[tuple[str, float | None]]) -> dict[str, tuple[in
             solved, judged = rates.get(task_id, (0, 0))
             rates[task_id] = (solved + (score >= 1.0), judged + 1)
     return rates
+
+
+def read_rates(path: str | Path) -> dict[str, tuple[int, int]]:
+    """What ``write_rates`` wrote. Raises UsageError."""
+    try:
+        found = json.loads(Path(path).read_text())
+        return {str(task_id): (int(solved), int(n)) for task_id, (solved, n) in found.items()}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise UsageError(f"{path} is no file of pass rates: {error}") from error
+
+
+def write_rates(rates: Mapping[str, tuple[int, int]], path: str | Path) -> None:
+    """Pass rates as JSON, ``{"task_id": [solved, judged]}``."""
+    Path(path).write_text(json.dumps({name: list(rate) for name, rate in rates.items()}))
 
 
 class Curriculum:

@@ -111,14 +111,18 @@ class ToolEnv:
     def close(self) -> None:
         """Nothing to release; a subclass that holds something does it here."""
 
+    def _methods(self) -> Mapping[str, Callable[..., Any]]:
+        """Name -> tool; a subclass whose tools are another object's says so here."""
+        return {name: getattr(self, name) for name in tool_names(type(self))}
+
     async def _run(self, call: Mapping[str, Any]) -> tuple[str, bool]:
         """The result of one call as text, and whether it is an error."""
-        names = [spec.name for spec in self._specs]
-        if call["name"] not in names:
-            return f"error: there is no tool {call['name']!r}; there is {', '.join(names)}", True
+        methods = self._methods()
+        if call["name"] not in methods:
+            return f"error: there is no tool {call['name']!r}; there is {', '.join(methods)}", True
         try:
-            arguments = read_arguments(getattr(type(self), call["name"]), call["arguments"])
-            result = await self._call(getattr(self, call["name"]), arguments)
+            method = methods[call["name"]]
+            result = await self._call(method, read_arguments(method, call["arguments"]))
         except ToolFailure:
             raise
         except TimeoutError:
@@ -178,7 +182,8 @@ _MODELS: dict[Callable[..., Any], Any] = {}
 
 
 def _model(function: Callable[..., Any]) -> Any:
-    """The parameters as a pydantic model, made once."""
+    """The parameters as a pydantic model, made once; a method's is its function's."""
+    function = getattr(function, "__func__", function)
     if function not in _MODELS:
         _MODELS[function] = _make_model(function)
     return _MODELS[function]

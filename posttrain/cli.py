@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from posttrain import learner_remote, rollout_server
+from posttrain import check_env, learner_remote, rollout_server
 from posttrain.errors import RunError, UsageError
 from posttrain.evaluation.arena import add_parser as add_arena_parser
 from posttrain.evaluation.command import add_parsers as add_evaluation_parsers
@@ -77,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     settings = commands.add_parser("settings", help="list every setting, its default and meaning")
     settings.set_defaults(run=_settings)
 
+    check_env.add_parser(commands)
     add_evaluation_parsers(commands)
     add_arena_parser(commands)
     add_judge_pairs_parser(commands)

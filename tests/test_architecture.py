@@ -57,6 +57,7 @@ ORDER = [
     *("preflight", "tasks", "preparation", "job", "loop", "execution", "evaluation"),
     "resumption",
     *("status", "status_text", "plan", "plan_text", "doctor_probes", "doctor", "api"),
+    "check_env",
     *("export", "serving", "cli"),
 ]
 
@@ -68,6 +69,8 @@ HOMES = {
     "trl": {"posttrain.trainers"},
     "docker": {"rewards.sandbox.docker_engine"},
     "math_verify": {"rewards.math.symbolic"},
+    "verifiers": {"envs.adapters.verifiers"},
+    "lm_eval": {"posttrain.evaluation.harness"},
 }
 LIGHT = ("rewards", "envs")  # neither torch nor what pulls it in, at import
 TORCH_USERS = {"torch", "transformers", "datasets", "reasoning_gym", "sympy", "mpmath", *HOMES}

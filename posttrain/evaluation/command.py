@@ -14,13 +14,15 @@ def add_parsers(commands: Any) -> None:
     """The commands; nothing heavy is imported before one runs."""
     one = commands.add_parser("eval", help="a model on benchmarks: gsm8k, math, humaneval, ...")
     one.add_argument("model", help="checkpoint folder or hub name")
-    one.add_argument("--tasks", required=True, help="by comma; NAME=FILE for rows of your own")
+    what = one.add_mutually_exclusive_group(required=True)
+    what.add_argument("--tasks", help="by comma; NAME=FILE for rows of your own")
+    what.add_argument("--harness", help="tasks of lm-evaluation-harness, by comma: mmlu,hellaswag")
     one.add_argument("--samples", type=int, default=1, help="completions of each task: mean@k")
     one.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
     one.add_argument("--max-tokens", type=int, default=1024, help="longest completion")
     one.add_argument("--templates", type=int, default=3, help="prompt templates of each, at most")
     one.add_argument("--limit", type=int, default=0, help="rows of each benchmark; 0: all")
-    one.add_argument("--data", help="folder with the benchmarks' files")
+    one.add_argument("--data", help="folder with the benchmarks' files, or lm-eval's task files")
     one.add_argument("--engine", default="auto", choices=("auto", "vllm", "embedded"))
     one.add_argument("--seed", type=int, default=0)
     one.add_argument("--out", type=Path, help="folder of the result (default: a new one in runs/)")
@@ -44,6 +46,8 @@ def add_parsers(commands: Any) -> None:
 
 
 def _eval(options: argparse.Namespace) -> int:
+    if options.harness:
+        return _eval_harness(options)
     from posttrain.evaluation.running import EvalJob, evaluate_benchmarks
     from posttrain.evaluation.sources import Wanted
 
@@ -70,6 +74,32 @@ def _eval(options: argparse.Namespace) -> int:
                 headline[name]["safety"] = template["safety"]
                 _tell_safety(name, template["safety"])
     print(json.dumps({"out": str(out), "benchmarks": headline}))
+    return 0
+
+
+def _eval_harness(options: argparse.Namespace) -> int:
+    from posttrain.errors import UsageError
+
+    try:
+        from posttrain.evaluation.harness import HarnessJob, evaluate_harness
+    except ImportError as error:
+        raise UsageError(f"{error}: pip install 'posttrain[harness]'") from error
+    if options.samples != 1 or options.temperature != 0.0:
+        raise UsageError("--harness measures likelihoods and greedy answers: no --samples")
+    job = HarnessJob(
+        model=options.model,
+        tasks=options.harness,
+        out=options.out or Path("runs") / time.strftime("eval-%Y%m%d-%H%M%S"),
+        data=options.data,
+        limit=options.limit,
+        engine=options.engine,
+        max_tokens=options.max_tokens,
+    )
+    result = evaluate_harness(job, report=lambda text: print(text, file=sys.stderr))
+    _table(result["benchmarks"])
+    shown = ("accuracy", "interval", "metric", "metrics")
+    headline = {name: {k: one[k] for k in shown} for name, one in result["benchmarks"].items()}
+    print(json.dumps({"out": str(job.out), "benchmarks": headline, "groups": result["groups"]}))
     return 0
 
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 from collections import Counter
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -11,6 +15,7 @@ from hypothesis import strategies as st
 import envs
 from envs import Curriculum, Mixture, Task, UsageError, pass_rates
 from envs.mixing import BLOCK
+from envs.splitting import held_out, question_of
 
 
 class Counted:
@@ -83,3 +88,87 @@ def test_a_curriculum_with_nothing_left_says_so() -> None:
 
     with pytest.raises(UsageError, match="always or never"):
         Curriculum(One("a"), {"a-0": (0, 8)}).train(0)
+
+
+# whole environments
+
+
+def test_a_mixture_plays_each_task_in_its_own_environment(tmp_path: Path) -> None:
+    files = {}
+    for name, factor in (("double", 2), ("triple", 3)):
+        files[name] = tmp_path / f"{name}.jsonl"
+        rows = [{"prompt": f"{name} {n}", "answer": str(factor * n)} for n in range(1, 60)]
+        files[name].write_text("\n".join(map(json.dumps, rows)))
+    of = [
+        {"env": str(files["double"]), "weight": 3.0, "reward": "exact"},
+        {"env": str(files["triple"]), "reward": "exact"},
+    ]
+    environment = envs.load("mix", of=of, seed=1)
+    tasks = [environment.tasks.train(i) for i in range(1000)]
+    named = [task.columns["environment"] for task in tasks]
+    assert named.count(str(files["double"])) == 750
+    assert all(task.task_id.startswith(f"{task.columns['environment']}/") for task in tasks)
+    assert len({task.task_id for task in tasks if task.task_id.endswith("/7")}) == 2
+    assert envs.check(environment, 12).ok
+    # a resume: another object, from the middle, in another order
+    again = envs.load("mix", of=of, seed=1)
+    assert [again.tasks.train(i) for i in reversed(range(400, 500))] == tasks[400:500][::-1]
+    aside = {question_of(task.messages) for task in environment.tasks.held_out(8)}
+    assert len(aside) == 8
+    assert all(held_out(question) for question in aside)
+    assert not aside & {question_of(task.messages) for task in tasks}
+
+
+def test_a_curriculum_by_measured_pass_rates_is_exact_on_resume(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("\n".join(json.dumps({"prompt": f"q{n}", "answer": "1"}) for n in range(40)))
+    plain = {"env": str(rows), "reward": "exact"}
+    whole = envs.load("mix", of=[plain])
+    ids = sorted({whole.tasks.train(i).task_id for i in range(80)})
+    easy, hard, kept = ids[0], ids[1], ids[2]
+    scores = [(easy, 1.0)] * 4 + [(hard, 0.0)] * 4 + [(kept, 1.0), (kept, 0.0)] * 2
+    envs.write_rates(envs.pass_rates(scores), tmp_path / "rates.json")
+    of = [{**plain, "rates": str(tmp_path / "rates.json")}]
+    first = [envs.load("mix", of=of).tasks.train(i) for i in range(120)]
+    assert {task.task_id for task in first} == set(ids) - {easy, hard}
+    assert [envs.load("mix", of=of).tasks.train(i) for i in range(60, 120)] == first[60:]
+    assert envs.load("mix", of=of).tasks.held_out(2) == whole.tasks.held_out(2)
+
+
+def test_tools_and_budgets_of_a_mixture_are_the_tasks_environments() -> None:
+    class Adds(envs.ToolEnv):
+        def add(self, a: int, b: int) -> int:
+            """a + b"""
+            return a + b
+
+        def judge(self, message: Any) -> bool:
+            return bool(message["content"] == "3")
+
+    rows = [{"prompt": f"q{n}", "answer": "3"} for n in range(30)]
+    plain = envs.from_tasks(rows, reward="exact", name="plain")
+    tools = envs.Episodes("tools", plain.tasks, Adds, envs.Budget(turns=3, tokens=50))
+    also = envs.Episodes("also", plain.tasks, Adds, envs.Budget(turns=5))
+    assert envs.mixed([envs.Part(tools), envs.Part(also)]).budget == envs.Budget(turns=5)  # type: ignore[attr-defined]
+    environment = envs.mixed([envs.Part(plain), envs.Part(tools)])
+
+    async def tools_of(task: Task) -> list[str]:
+        env: Any = environment.make()
+        await env.start(task, seed=0)
+        names = [tool.name for tool in await env.tools()]
+        await env.close()
+        return names
+
+    for index in range(6):
+        task = environment.tasks.train(index)
+        wanted = ["add"] if task.columns["environment"] == "tools" else []
+        assert asyncio.run(tools_of(task)) == wanted
+    assert envs.check(environment, 6).ok
+
+
+@pytest.mark.parametrize(
+    ("of", "why"),
+    [([], "at least one"), ([{"weight": 1}], "which environment"), ([{"env": "zzz"}], "unknown")],
+)
+def test_a_mixture_that_cannot_be_is_told(of: list[Any], why: str) -> None:
+    with pytest.raises(UsageError, match=why):
+        envs.load("mix", of=of)
