@@ -48,7 +48,7 @@ PARTS = {
     "pydivsufsort": "repeated passages (suffix array)",
     "xxhash": "exact duplicates",
     "fasttext": "quality classifiers of your own",
-    "presidio-analyzer": "finding personal data",
+    "phonenumbers": "finding telephone numbers among personal data",
     "scipy": "fits of scaling laws (pretrain plan --runs)",
     "deepspeed": "training on several ranks (ZeRO)",
 }
