@@ -96,7 +96,7 @@ def collapsed(
     ``steps``; a layer has collapsed where the entropy of its load, divided by the log of the number
     of experts, was below ``entropy_floor`` in each. None before there are so many steps.
     """
-    recent = history[-steps:]
+    recent = list(history)[-steps:]
     if len(recent) < steps or steps < 1:
         return []
     found = []

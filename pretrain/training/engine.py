@@ -47,6 +47,7 @@ class Outcome:
     grad_norm: float  # before clipping
     reason: str  # why the update was not applied, or ""
     stop: bool  # some rank was asked to
+    expert_load: list[list[float]] | None = None  # share of the choices, [layers][experts]
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +128,17 @@ class Engine:
         if not self._adam.applied and not reason:
             reason = "the gradient's norm is not finite"
         norm = self._adam.norm if self._adam.clip else self._engine.get_global_grad_norm()
-        return Outcome(mean, math.nan if norm is None else float(norm), reason, stops > 0)
+        norm = math.nan if norm is None else float(norm)
+        return Outcome(mean, norm, reason, stops > 0, self._expert_load())
+
+    def _expert_load(self) -> list[list[float]] | None:
+        """Of the step, over all ranks."""
+        load = self.network.take_load()
+        if load is None:
+            return None
+        load = load.to(self.device)
+        dist.all_reduce(load)
+        return (load / self.place.world).tolist()
 
     @torch.no_grad()
     def nll(self, micro_batches: Sequence[MicroBatch]) -> float:

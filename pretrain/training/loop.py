@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import signal
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -19,6 +20,7 @@ import torch.distributed as dist
 
 from pretrain import schedules
 from pretrain.errors import RunError, UsageError
+from pretrain.models.experts import collapsed
 from pretrain.training import checkpoints as saved
 from pretrain.training.batches import Batches, TrainingStream
 from pretrain.training.checkpoints import ENGINE, Checkpoints
@@ -28,6 +30,7 @@ from pretrain.training.records import Records
 from pretrain.training.settings import TrainConfig
 from pretrain.training.spikes import MOST_ROLLBACKS, SpikeGuard
 
+DEAD_AFTER = 100  # steps without use, for an expert
 _PATIENCE = 3  # a launcher repeats the signal that its ranks have had already
 
 
@@ -57,6 +60,8 @@ class Loop:
     progress: Progress = field(default_factory=Progress)
     guard: SpikeGuard = field(init=False)
     _asked_to_stop: int = 0
+    _loads: deque[list[list[float]]] = field(default_factory=lambda: deque(maxlen=DEAD_AFTER))
+    _alarms: dict[tuple[int, int | None], str] = field(default_factory=dict)  # of experts, now
 
     def __post_init__(self) -> None:
         self.guard = SpikeGuard(self.config.spikes)
@@ -131,11 +136,25 @@ class Loop:
             "skipped_in_all": self.guard.skipped,
             "not_finite_in_all": self.guard.not_finite,
         }
+        if outcome.expert_load:
+            record["expert_load"] = self._experts(step, outcome.expert_load)
         phase = self.stream.plan_of(step).phase
         tokens = phase.rows * phase.length
         flops = tokens * self.flops(phase.length)
         self.records.step(record, tokens, flops, self.stream.tokens_before(step + 1))
         return outcome.stop, back
+
+    def _experts(self, step: int, load: list[list[float]]) -> list[list[float]]:
+        """For the step's record; says which experts have died or come back since the last step."""
+        self._loads.append(load)
+        found = collapsed(self._loads, steps=DEAD_AFTER)
+        alarms = {(one.layer, one.expert): str(one) for one in found}
+        for key in alarms.keys() - self._alarms.keys():
+            self.records.say(f"step {step + 1}: {alarms[key]}")
+        for key in self._alarms.keys() - alarms.keys():
+            self.records.say(f"step {step + 1}: no longer: {self._alarms[key]}")
+        self._alarms = alarms
+        return [[round(share, 4) for share in layer] for layer in load]
 
     def _roll_back(self) -> None:
         """To the newest checkpoint before the first of the spikes in a row, at a lower rate."""

@@ -8,6 +8,9 @@ Sequence parallelism is DeepSpeed's Ulysses (``UlyssesSPAttentionHF``): a micro-
 end to end, each rank holds an equal part, and inside attention ranks trade tokens for heads.
 Targets are shifted before the tokens are shared, so each rank's loss is that of its own tokens, and
 the sum over ranks is the loss.
+
+A mixture of experts is balanced layer by layer (``pretrain.models.experts``), with the weight that
+its config gives (``router_aux_loss_coef``).
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pretrain.errors import UsageError
+from pretrain.models.experts import expert_load, load_balancing_loss
 from pretrain.packing import IGNORE
 from pretrain.training.loss import Head
 
@@ -73,24 +77,40 @@ class Network(nn.Module):
         self.shard = shard
         self.head = Head(model.get_output_embeddings())
         _register()
+        self.experts = experts_of(model.config)
+        self.load: list[Tensor] = []  # [layers, experts] of each micro-batch since ``take_load``
         self.attention = PLAIN if shard is None else shard.attention(model.config)
         model.set_attn_implementation(self.attention)
 
     def forward(
         self, ids: Tensor, targets: Tensor, positions: Tensor, apart: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """(Loss sum of this rank's tokens, with z-loss; nll of each of them [tokens])."""
+        """(Loss sum of this rank's tokens, with z-loss and, in training, the experts' balance;
+        nll of each token [tokens])."""
         rows = len(ids)
         if self.shard is not None:
             ids, targets, positions = (
                 self.shard.own(tensor.flatten())[None] for tensor in (ids, targets, positions)
             )
+        told = {"output_router_logits": True} if self.experts else {}
         found = self.model.base_model(
-            input_ids=ids, position_ids=positions, use_cache=False, rows=rows, apart=apart
+            input_ids=ids, position_ids=positions, use_cache=False, rows=rows, apart=apart, **told
         )
         hidden = found.last_hidden_state.flatten(0, 1)
         loss, nll = self.head(hidden, targets.flatten(), self.z_loss)
+        if self.experts and self.training:
+            loss = loss + self._balance(found) * (targets != IGNORE).sum()
         return loss, nll
+
+    def _balance(self, found: Any) -> Tensor:
+        """The balance term of one token's loss; each rank balances its own tokens."""
+        self.load.append(torch.tensor(expert_load(found, self.experts)))
+        return self.config.router_aux_loss_coef * load_balancing_loss(found, self.experts)
+
+    def take_load(self) -> Tensor | None:
+        """Mean share of the choices on each expert [layers, experts] since the last call."""
+        load, self.load = self.load, []
+        return torch.stack(load).mean(0) if load else None
 
     @contextmanager
     def for_generation(self) -> Iterator[Any]:
@@ -132,6 +152,12 @@ def rows_attention(
         enable_gqa=query.shape[1] != key.shape[1],
     )
     return out.transpose(1, 2).reshape(batch, length, *out.shape[1::2]), None
+
+
+def experts_of(config: Any) -> int:
+    """Experts that each token goes to; 0 for a model without any."""
+    count = getattr(config, "num_experts", None) or getattr(config, "num_local_experts", None)
+    return int(config.num_experts_per_tok) if count else 0
 
 
 def _apart_rows(x: Tensor, rows: int) -> Tensor:
