@@ -45,6 +45,16 @@ class Collapse:
         )
 
 
+def expert_count(config: Any) -> int:
+    """Experts per layer of a transformers config; 0 for a dense model."""
+    return int(getattr(config, "num_experts", None) or getattr(config, "num_local_experts", 0) or 0)
+
+
+def experts_of(config: Any) -> int:
+    """Experts that each token goes to; 0 for a dense model."""
+    return int(config.num_experts_per_tok) if expert_count(config) else 0
+
+
 def expert_load(outputs: Any, chosen: int, mask: Tensor | None = None) -> list[list[float]]:
     """Share of the choices on each expert, [layers][experts]; each layer adds up to 1.
 

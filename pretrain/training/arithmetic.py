@@ -1,8 +1,10 @@
 """Decides what a model costs: operations for MFU, and memory, before anything is built.
 
 Operations of a trained token: 6 for each weight of a matrix product (PaLM, arXiv:2204.02311,
-appendix B) and 6 L T for each of the heads' widths: attention over half of T on average, forward
-and backward (12 L T there, causality not counted). The embedding is no product, the head is one.
+appendix B) and 12 L T for each of the heads' widths, the attention's own products, from which the
+saving of a causal mask is not taken off. The embedding is no product, the head is one; of a
+mixture's experts those count that a token goes to. ``pretrain plan`` and ``pretrain model`` count
+the same.
 """
 
 from __future__ import annotations
@@ -13,14 +15,19 @@ from typing import Any
 import torch
 
 from pretrain.errors import UsageError
+from pretrain.models.experts import expert_count, experts_of
 
 # Dense bfloat16, 10^12 operations per second, from the makers' data sheets.
 _PEAK_TFLOPS = {"H200": 989.0, "H100": 989.0, "A100": 312.0, "L40S": 362.0, "B200": 2250.0}
 
 
 def matrix_parameters(model: Any) -> int:
-    """Weights without the embedding; a tied one counts once, as the head."""
-    total = sum(weight.numel() for weight in model.parameters())
+    """Weights that a token meets, without the embedding; a tied one counts once, as the head."""
+    chosen = experts_of(model.config)
+    total = 0.0
+    for name, weight in model.named_parameters():
+        idle = chosen and ".experts." in name
+        total += weight.numel() * (chosen / expert_count(model.config) if idle else 1)
     tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
     return int(total - (0 if tied else model.get_input_embeddings().weight.numel()))
 
@@ -29,7 +36,7 @@ def flops_per_token(parameters: int, config: Any, length: int) -> float:
     """Forward and backward, for rows of ``length`` tokens."""
     heads = config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // heads
-    return 6.0 * parameters + 6.0 * config.num_hidden_layers * heads * width * length
+    return 6.0 * parameters + 12.0 * config.num_hidden_layers * heads * width * length
 
 
 def peak(dtype: torch.dtype, device: torch.device) -> tuple[float, str]:
@@ -53,9 +60,9 @@ def needed_bytes(model_config: Any, *, stage: int, ranks: int, low: bool, micro_
     c = model_config
     heads, key_heads = c.num_attention_heads, c.num_key_value_heads
     width = getattr(c, "head_dim", None) or c.hidden_size // heads
-    layer = (
-        2 * c.hidden_size * width * (heads + key_heads) + 3 * c.hidden_size * c.intermediate_size
-    )
+    wide = expert_count(c) * getattr(c, "moe_intermediate_size", c.intermediate_size)
+    feed_forward = 3 * c.hidden_size * (wide or c.intermediate_size)
+    layer = 2 * c.hidden_size * width * (heads + key_heads) + feed_forward
     embeddings = c.vocab_size * c.hidden_size * (1 if c.tie_word_embeddings else 2)
     parameters = c.num_hidden_layers * layer + embeddings
     each = 2 if low else 4

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pretrain.errors import UsageError
-from pretrain.models.experts import expert_load, load_balancing_loss
+from pretrain.models.experts import expert_load, experts_of, load_balancing_loss
 from pretrain.packing import IGNORE
 from pretrain.training.loss import Head
 
@@ -152,12 +152,6 @@ def rows_attention(
         enable_gqa=query.shape[1] != key.shape[1],
     )
     return out.transpose(1, 2).reshape(batch, length, *out.shape[1::2]), None
-
-
-def experts_of(config: Any) -> int:
-    """Experts that each token goes to; 0 for a model without any."""
-    count = getattr(config, "num_experts", None) or getattr(config, "num_local_experts", None)
-    return int(config.num_experts_per_tok) if count else 0
 
 
 def _apart_rows(x: Tensor, rows: int) -> Tensor:
