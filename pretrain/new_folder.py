@@ -1,4 +1,4 @@
-"""Decides how a checkpoint folder comes to be: whole under its name, or not at all.
+"""Decides how a folder comes to be: whole under its name, or not at all.
 
 It is written beside its place, under a hidden name, and renamed when it is complete.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,14 +22,17 @@ def check_free(out: Path) -> None:
 
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """A folder to fill inside the ``with`` block; it becomes ``out`` when that ends well."""
+    """A folder to fill inside the ``with`` block; it becomes ``out`` when that ends well.
+
+    Its hidden name is fixed, so what a killed run left there is cleared by the next one.
+    """
     check_free(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    aside = out.parent / f".{out.name}.unfinished"
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
     try:
         yield aside
-        # What mkdtemp and safetensors make is for their owner only: it would lock servers out.
-        aside.chmod(0o755)
+        # What safetensors makes is for its owner only: it would lock servers out.
         for path in aside.rglob("*"):
             path.chmod(0o755 if path.is_dir() else 0o644)
         os.replace(aside, out)

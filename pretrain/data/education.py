@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pretrain.data.folders import new_folder
 from pretrain.data.quality import ABOUT, MODEL, Classifier, read_about
 from pretrain.errors import UsageError
+from pretrain.new_folder import new_folder
 
 if TYPE_CHECKING:
     import httpx

@@ -23,6 +23,7 @@ from typing import Any
 import xxhash
 
 from pretrain.errors import UsageError
+from pretrain.new_folder import new_folder
 
 Row = dict[str, Any]  # {"text": str, "id": str, "metadata": dict}
 
@@ -112,29 +113,6 @@ def fingerprint(folder: Path) -> str:
             file.seek(max(0, size - _END_OF_GZIP))
             seen.update(f"{shard.name} {size} ".encode() + file.read())
     return seen.hexdigest()
-
-
-def check_free(out: Path) -> None:
-    """Raises UsageError when ``out`` holds anything already."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"{out} exists and is not empty: choose another folder or remove it")
-
-
-@contextmanager
-def new_folder(out: Path) -> Iterator[Path]:
-    """A folder to fill inside the ``with`` block; it becomes ``out`` when that ends well.
-
-    Its hidden name is fixed, so what a killed run left there is cleared by the next one.
-    """
-    check_free(out)
-    aside = out.parent / f".{out.name}.unfinished"
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    try:
-        yield aside
-        os.replace(aside, out)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 @contextmanager

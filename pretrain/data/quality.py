@@ -19,8 +19,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pretrain.data.folders import new_folder
 from pretrain.errors import UsageError
+from pretrain.new_folder import new_folder
 
 if TYPE_CHECKING:
     from datatrove.data import Document

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
@@ -20,11 +19,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pretrain.data import folders
+from pretrain.data.counts import UNKNOWN, StepCounts
 from pretrain.data.folders import Row
 from pretrain.errors import UsageError
+from pretrain.new_folder import new_folder
 
 MARKER = "stage.json"
-_EXAMPLES, _EXAMPLE_LENGTH = 3, 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,41 +51,6 @@ class Stage(Protocol):
         ...
 
 
-@dataclass(slots=True)
-class Counts:
-    """What ``counts.json`` holds."""
-
-    stage: str
-    documents_in: int = 0
-    kept: int = 0
-    characters_in: int = 0
-    characters_kept: int = 0
-    dropped: Counter[str] = field(default_factory=Counter)
-    by_language: dict[str, dict[str, int]] = field(default_factory=dict)
-    examples: dict[str, list[str]] = field(default_factory=dict)
-
-    def add(self, row: Row, before: str, drop: Drop | None) -> None:
-        language = str((row.get("metadata") or {}).get("language", "unknown"))
-        one = self.by_language.setdefault(language, {"in": 0, "kept": 0})
-        self.documents_in += 1
-        self.characters_in += len(before)
-        one["in"] += 1
-        if drop is None:
-            self.kept += 1
-            self.characters_kept += len(row["text"])
-            one["kept"] += 1
-            return
-        self.dropped[drop.reason] += 1
-        examples = self.examples.setdefault(drop.reason, [])
-        if len(examples) < _EXAMPLES:
-            examples.append(before[:_EXAMPLE_LENGTH])
-
-    def as_json(self) -> dict[str, Any]:
-        values = asdict(self) | {"dropped": dict(self.dropped)}
-        values["in"] = values.pop("documents_in")
-        return values
-
-
 def run_stage(stage: Stage, source: Path, out: Path, *, rejects: bool = False) -> dict[str, Any]:
     """Run ``stage`` over the folder ``source`` into ``out``; returns what ``counts.json`` holds.
 
@@ -104,12 +69,12 @@ def run_stage(stage: Stage, source: Path, out: Path, *, rejects: bool = False) -
             f"{out} was made by another stage, with other settings or from other documents: "
             "choose another folder or remove it"
         )
-    with folders.new_folder(out) as aside, ExitStack() as stack:
+    with new_folder(out) as aside, ExitStack() as stack:
         rejected = None
         if rejects:
             beside = out.with_name(f"{out.name}.rejects")
             shutil.rmtree(beside, ignore_errors=True)  # of a run that did not finish
-            rejected = stack.enter_context(folders.new_folder(beside))
+            rejected = stack.enter_context(new_folder(beside))
         with folders.scratch_folder(aside) as scratch:
             decide = stage.prepare(source, scratch)
             counts = _filter(stage.name, decide, source, (aside, rejected))
@@ -121,14 +86,15 @@ def _filter(
     name: str, decide: Decide, source: Path, outs: tuple[Path, Path | None]
 ) -> dict[str, Any]:
     """The second pass: every shard to a shard of the same name."""
-    counts, number = Counts(name), 0
+    counts, number = StepCounts(name), 0
     for shard in folders.shards_of(source):
         kept = folders.ShardWriter(outs[0] / shard.name)
         dropped = folders.ShardWriter(outs[1] / shard.name) if outs[1] else None
         for row in folders.read_shard(shard):
             text = row["text"]
             drop = decide(number, row)
-            counts.add(row, text, drop)
+            language = str((row.get("metadata") or {}).get("language", UNKNOWN))
+            counts.add(text, row["text"], language, None if drop is None else drop.reason)
             number += 1
             if drop is None:
                 kept.write(row)
