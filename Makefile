@@ -6,7 +6,7 @@ SHELL := /bin/bash
 # Tools of the environment (ninja among them) come first, as after `source .venv/bin/activate`.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 PY := .venv/bin/python
-IN_TWO := --numprocesses 2 --dist loadgroup
+IN_TWO := --numprocesses 2
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14

@@ -1,28 +1,43 @@
 """What several packages' tests share, and which of them run in the same process of two."""
 
+import re
+from functools import cache
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import settings
+
+ROOT = Path(__file__).resolve().parent.parent
 
 # A test case that meets a busy machine is no failure; the tests have deadlines of their own.
 settings.register_profile("unhurried", deadline=None)
 settings.load_profile("unhurried")
 
-# Session fixtures that are dear to set up: all tests that use one run in the same process.
-_DEAR = {
-    **dict.fromkeys(("vllm_engine", "learner"), "vllm"),
-    "serve": "serving",
-}
+# Session fixtures that are dear to set up: files that name one run in the same process.
+_DEAR = {"vllm_engine": "vllm", "serve": "serving"}
 
 
-@pytest.hookimpl(tryfirst=True)  # before the plugin reads the groups
-def pytest_collection_modifyitems(items):
-    """With ``-n 2 --dist loadgroup`` a file stays together, and so do those that share a server."""
-    for item in items:
-        shared = next((group for name, group in _DEAR.items() if name in item.fixturenames), "")
-        if "rewards" in item.path.parts:  # they count the machine's mounts and processes
-            shared = "rewards"
-        item.add_marker(pytest.mark.xdist_group(shared or str(item.path)))
+@cache
+def group_of(file: str) -> str:
+    """What a test file runs together with, one after the other, where there are two processes."""
+    if "rewards" in Path(file).parts:  # they count the machine's mounts and processes
+        return "rewards"
+    words = set(re.findall(r"\w+", (ROOT / file).read_text()))
+    return next((group for name, group in _DEAR.items() if name in words), file)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Whole groups go to a process. The plugin's own ``loadgroup`` marks them in the tests' names,
+    which pytest 9.1 no longer lets it change: each test then went its own way."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Groups(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            return group_of(nodeid.partition("::")[0])
+
+    return Groups(config, log)
 
 
 @pytest.fixture(scope="session")
