@@ -31,7 +31,7 @@ from rewards.sandbox.protocol import SandboxError
 IMAGE = "posttrain-sandbox"
 BUILD_COMMAND = "posttrain sandbox build"
 AGENT_LABEL, RECIPE_LABEL = "posttrain.sandbox.agent", "posttrain.sandbox.recipe"
-SUITE, MIRROR = "bookworm", "http://deb.debian.org/debian"
+SUITE = "bookworm"
 BASE = "debian:bookworm-slim"
 DEBOOTSTRAP_S = 1800
 SCRATCH_BYTES = 4 << 30
@@ -199,7 +199,8 @@ def debootstrap(folder: Path, packages: Sequence[str]) -> Path:
                 command,
                 "--variant=minbase",
                 f"--include={','.join(packages)}",
-                *(SUITE, str(root), MIRROR),
+                SUITE,
+                str(root),  # from debootstrap's own mirror, which its settings may change
             ],
             stdin=subprocess.DEVNULL,
             stdout=output,
