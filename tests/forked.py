@@ -147,7 +147,15 @@ def become(request: dict[str, Any], descriptors: Sequence[int]) -> list[str]:
     return sys.argv
 
 
+def without_sklearn() -> None:
+    """Where scikit-learn is installed, transformers imports it, and with it pandas and pyarrow."""
+    import transformers.utils
+
+    transformers.utils.is_sklearn_available = lambda: False
+
+
 if __name__ == "__main__":
+    without_sklearn()
     for name in PRELOADED:
         importlib.import_module(name)
     assert len(os.listdir("/proc/self/task")) == 1, "a fork would leave threads behind"
