@@ -69,8 +69,9 @@ def agentic(toolsets: Any, servers: Any, out: str | Path, **settings: Any) -> Da
     rows = source_rows(toolsets, "tools")
     for number, row in enumerate(rows, start=1):
         _check_tools(row["tools"], number)
+    make = _Agentic(chosen, common.seed)
     content = [row["tools"] for row in rows]
-    plan = rows_plan(GENERATOR, _Agentic, chosen, common.seed, toolsets=(rows, content))
+    plan = rows_plan(GENERATOR, make, chosen, common.seed, toolsets=(rows, content))
     return run(plan, servers, out, common)
 
 

@@ -23,7 +23,7 @@ import json
 import random
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,14 +32,14 @@ from data_gen.documents import QUESTIONS, left_out, read_questions, ungrounded
 from data_gen.episodes import Rules, play
 from data_gen.errors import UsageError
 from data_gen.pipeline import Ask, Item
-from data_gen.records import Provenance, Record, content_hash, derived_seed
-from data_gen.running import Common, Plan, run
+from data_gen.records import Provenance, Record, derived_seed
+from data_gen.running import Common, run
 from data_gen.servers import Reply
 from data_gen.writing import (
     Writing,
     flaw,
     provenance,
-    row_items,
+    rows_plan,
     said,
     source_of,
     source_rows,
@@ -110,15 +110,11 @@ def knowledge_boundary(
     content = [str(row["text"]) for row in rows]
     world, tools = (None, "") if fill is None else _world(fill)
     rules = None if world is None else Rules(world, max_turns=chosen.turns)
-    job = {
-        "generator": GENERATOR,
-        "documents": content_hash(content),
-        "seed": common.seed,
-        "settings": chosen.told(),
-        **({"fill": [world.name, tools]} if world else {}),
-    }
     make = _Boundary(chosen, common.seed, rules, tools)
-    return run(Plan(job, row_items(rows), make, len(rows)), servers, out, common)
+    plan = rows_plan(GENERATOR, make, chosen, common.seed, documents=(rows, content))
+    if world is not None:
+        plan = replace(plan, job={**plan.job, "fill": [world.name, tools]})
+    return run(plan, servers, out, common)
 
 
 def _world(fill: Any) -> tuple[Environment, str]:

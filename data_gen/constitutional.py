@@ -86,8 +86,9 @@ def constitutional(prompts: Any, servers: Any, out: str | Path, **settings: Any)
     rows = source_rows(prompts, "prompt")
     if not all(isinstance(row["prompt"], str) for row in rows):
         raise UsageError("a prompt to be revised is a text")
+    make = _Constitutional(chosen, common.seed)
     content = [row["prompt"] for row in rows]
-    plan = rows_plan(GENERATOR, _Constitutional, chosen, common.seed, prompts=(rows, content))
+    plan = rows_plan(GENERATOR, make, chosen, common.seed, prompts=(rows, content))
     return run(plan, servers, out, common)
 
 

@@ -109,7 +109,8 @@ def _over(
     common, rest = Common.split(settings, FromDocuments)
     chosen = FromDocuments(**rest)
     rows = source_rows(documents, "text")
-    make = _Questions if name == "questions" else _BackTranslate
+    made = _Questions if name == "questions" else _BackTranslate
+    make = made(chosen, common.seed)
     content = [str(row["text"]) for row in rows]
     plan = rows_plan(name, make, chosen, common.seed, documents=(rows, content))
     return run(plan, servers, out, common)

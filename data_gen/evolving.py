@@ -85,8 +85,9 @@ def evolve(seeds: Any, servers: Any, out: str | Path, **settings: Any) -> Datase
     common, rest = Common.split(settings, Evolving)
     chosen = Evolving(**rest)
     rows = source_rows(seeds, "instruction")
+    make = _Evolve(chosen, common.seed)
     content = [row["instruction"] for row in rows]
-    plan = rows_plan(GENERATOR, _Evolve, chosen, common.seed, seeds=(rows, content))
+    plan = rows_plan(GENERATOR, make, chosen, common.seed, seeds=(rows, content))
     return run(plan, servers, out, common)
 
 

@@ -64,8 +64,9 @@ def personas(texts: Any, servers: Any, out: str | Path, **settings: Any) -> Data
     common, rest = Common.split(settings, Personas)
     chosen = Personas(**rest)
     rows = source_rows(texts, "text", "persona")
+    make = _Personas(chosen, common.seed)
     content = [str(row.get("persona") or row["text"]) for row in rows]
-    plan = rows_plan(GENERATOR, _Personas, chosen, common.seed, texts=(rows, content))
+    plan = rows_plan(GENERATOR, make, chosen, common.seed, texts=(rows, content))
     return run(plan, servers, out, common)
 
 

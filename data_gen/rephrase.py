@@ -77,8 +77,9 @@ def rephrase(documents: Any, servers: Any, out: str | Path, **settings: Any) -> 
     common, rest = Common.split(settings, Rephrasing)
     chosen = Rephrasing(**rest)
     rows = source_rows(documents, "text")
+    make = _Rephrase(chosen, common.seed)
     content = [str(row["text"]) for row in rows]
-    plan = rows_plan(GENERATOR, _Rephrase, chosen, common.seed, documents=(rows, content))
+    plan = rows_plan(GENERATOR, make, chosen, common.seed, documents=(rows, content))
     return run(plan, servers, out, common)
 
 

@@ -7,7 +7,7 @@ its opening words. That a text is good is for judges and filters to say.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,10 +98,8 @@ def json_safe(value: Any) -> Any:
     return value if isinstance(value, str | int | float | bool | None) else str(value)
 
 
-def rows_plan(
-    name: str, make: Callable[[Any, int], Make], chosen: Writing, seed: int, **rows: Any
-) -> Plan:
-    """The plan of a generator whose items are rows: ``make(chosen, seed)`` works on each.
+def rows_plan(name: str, make: Make, chosen: Writing, seed: int, **rows: Any) -> Plan:
+    """The plan of a generator whose items are rows.
 
     ``rows`` are the rows under the name that job.json tells them by, with what of them counts:
     ``documents=(rows, [texts])``.
@@ -113,7 +111,7 @@ def rows_plan(
         "seed": seed,
         "settings": chosen.told(),
     }
-    return Plan(job, row_items(items), make(chosen, seed), len(items))
+    return Plan(job, row_items(items), make, len(items))
 
 
 def source_of(row: Mapping[str, Any], text: str) -> str:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pydantic import Field
 
 from pretrain.checked_settings import CheckedSettings
-from pretrain.data.documents import document_files, read_documents
+from pretrain.data.documents import document_files, numbered_documents
 from pretrain.errors import UsageError
 
 
@@ -63,7 +63,7 @@ def read_texts(folders: tuple[str, ...]) -> Iterator[Text]:
     """All documents. Raises UsageError for a folder without any, RunError for a bad one."""
     for folder in folders:
         for path in document_files(folder):
-            for line, document in read_documents(path):
+            for line, document in numbered_documents(path):
                 language, domain = (
                     str(document["metadata"].get(name) or without)
                     for name, without in (("language", "unknown"), ("domain", "text"))

@@ -20,7 +20,7 @@ def document_files(folder: str | Path) -> list[Path]:
     return files
 
 
-def read_documents(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def numbered_documents(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Line, counted from 1, and document: {"text", "id", "metadata"}; the metadata are a dict.
 
     Raises RunError, naming file and line, for what is no document.

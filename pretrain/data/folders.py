@@ -22,7 +22,8 @@ from typing import Any
 
 import xxhash
 
-from pretrain.errors import UsageError
+from pretrain.data.documents import numbered_documents
+from pretrain.errors import RunError, UsageError
 from pretrain.new_folder import new_folder
 
 Row = dict[str, Any]  # {"text": str, "id": str, "metadata": dict}
@@ -48,17 +49,11 @@ def shards_of(folder: Path) -> list[Path]:
 
 
 def read_shard(shard: Path) -> Iterator[Row]:
-    """The documents of one shard. Raises UsageError for a line that is no document."""
-    with gzip.open(shard, "rb") as lines:
-        for i, line in enumerate(lines, 1):
-            try:
-                row = json.loads(line)
-                text, _ = row["text"], row["id"]
-            except (ValueError, TypeError, KeyError) as error:
-                raise UsageError(f"{shard}, line {i}: not a document with text and id") from error
-            if not isinstance(text, str):
-                raise UsageError(f"{shard}, line {i}: its text is {type(text).__name__}")
-            yield row
+    """The documents of one shard. Raises RunError, naming file and line, for what is none."""
+    for line, row in numbered_documents(shard):
+        if "id" not in row:
+            raise RunError(f"{shard}, line {line}: a document without id")
+        yield row
 
 
 def read_documents(folder: Path) -> Iterator[Row]:

@@ -24,7 +24,7 @@ from pydantic import Field
 
 from pretrain.checked_settings import CheckedSettings
 from pretrain.data import fim
-from pretrain.data.documents import read_documents
+from pretrain.data.documents import numbered_documents
 from pretrain.data.fim import FimSettings
 from pretrain.errors import RunError
 from pretrain.tokenizer_files import TokenizerFiles, read_tokenizer
@@ -100,7 +100,7 @@ def _batches(path: Path) -> Iterator[list[Document]]:
     """Documents in batches of bounded size."""
     batch: list[Document] = []
     characters = 0
-    for line, document in read_documents(path):
+    for line, document in numbered_documents(path):
         characters += len(document["text"])
         batch.append((line, document))
         if characters >= _BATCH:

@@ -20,7 +20,7 @@ from pretrain.data import folders, stages
 from pretrain.data.duplicates import ExactDuplicates, UrlDuplicates, normal_url
 from pretrain.data.spill import KeyFile, Records, groups
 from pretrain.data.stage import Decide, Drop, run_stage
-from pretrain.errors import UsageError
+from pretrain.errors import RunError, UsageError
 from tests.pretrain.documents import row, run
 
 ROWS = [
@@ -188,8 +188,28 @@ def test_a_folder_that_no_stage_finished_is_refused(tmp_path: Path) -> None:
     with gzip.open(tmp_path / "in/00000.jsonl.gz", "wt") as shard:
         shard.write('{"id": "a"}\n')
     refused(r"has no counts\.json")
-    (tmp_path / "in/counts.json").write_text("{}")
-    refused("line 1: not a document")
+
+
+@pytest.mark.parametrize(
+    ("line", "match"),
+    [('{"id": "a"}', "line 1: no document"), ('{"text": "t"}', "line 1: a document without id")],
+)
+def test_what_is_no_document_is_named(tmp_path: Path, line: str, match: str) -> None:
+    folders.write_documents(tmp_path / "in", ROWS[:1])
+    with gzip.open(tmp_path / "in/00000.jsonl.gz", "wt") as shard:
+        shard.write(line)
+    with pytest.raises(RunError, match=rf"00000\.jsonl\.gz, {match}"):
+        run_stage(ExactDuplicates(), tmp_path / "in", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_shard_that_was_cut_off_is_named(tmp_path: Path) -> None:
+    folders.write_documents(tmp_path / "in", ROWS * 50)
+    shard = tmp_path / "in/00000.jsonl.gz"
+    shard.write_bytes(shard.read_bytes()[:-20])
+    with pytest.raises(RunError, match=r"00000\.jsonl\.gz, line \d+: no document"):
+        run_stage(ExactDuplicates(), tmp_path / "in", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_full_folder_is_left_alone(tmp_path: Path) -> None:
