@@ -25,13 +25,14 @@ def numbered_documents(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
     Raises RunError, naming file and line, for what is no document.
     """
-    line = 0
+    line = 1
     try:
         with gzip.open(path, "rt", encoding="utf-8") as file:
-            for line, text in enumerate(file, 1):
+            for text in file:
                 document = json.loads(text)
                 if not isinstance(document["text"], str):
                     raise TypeError("its text is none")
                 yield line, {**document, "metadata": document.get("metadata") or {}}
+                line += 1
     except (ValueError, KeyError, TypeError, EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise RunError(f"{path}, line {line + 1}: no document ({error!r})") from error
+        raise RunError(f"{path}, line {line}: no document ({error!r})") from error
