@@ -1,83 +1,78 @@
-"""A small base model from a folder of documents: tokenizer, shards, training, and a comparison.
+"""A small trilingual base model from raw pages: data, tokenizer, shards, training, comparison.
 
-    python scripts/pretrain_base.py DOCUMENTS OUT [train settings as key=value ...]
+    scripts/fetch_debian_corpus.sh runs/debian
+    python scripts/pretrain_base.py runs/debian runs/base [train settings as key=value ...]
 
-DOCUMENTS holds NNNNN.jsonl.gz as the data pipeline writes them. One document in fifty is held out;
-at the end, the model's bits per byte on those stand beside what ``xz -9e`` needs for their text.
-The same command goes on where it was stopped.
+PAGES is a folder of WARC, HTML, JSONL or Parquet files. One document in fifty is held out; at the
+end, the model's bits per byte on those stand beside what ``xz -9e`` needs for the same text. The
+same command goes on where it was stopped.
 """
-
-from __future__ import annotations
 
 import gzip
 import json
 import lzma
 import sys
 from collections import defaultdict
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 from zlib import crc32
 
+from pretrain.data.job import prepare_data
 from pretrain.data.shard_files import ShardSettings
 from pretrain.data.shard_writer import write_shards
-from pretrain.tokenizer import train_tokenizer
-from pretrain.training.job import train_model
+from pretrain.tokenizer_sample import SampleSettings, sample
+from pretrain.tokenizer_training import TokenizerSettings, save_trained
+from pretrain.training import train_model
 
 CONFIG = Path(__file__).parent / "configs" / "pretrain.toml"
-VOCABULARY, TOKENIZER_BYTES = 8192, 20_000_000
+LANGUAGES = ("de", "en", "es")
+STEPS = ("extract", {"name": "language", "keep": LANGUAGES})  # manuals: no rules for the web
+STAGES = ("exact_duplicates", "near_duplicates")
 
 
-def main(documents: Path, out: Path, overrides: list[str]) -> None:
-    held_out = split(documents, out)
-    tokenizer, names = out / "tokenizer", ("training", "held-out")
-    if not tokenizer.exists():
-        sample, size = [], 0
-        for row in rows(out / "training"):
-            sample.append(row["text"])
-            if (size := size + len(row["text"])) > TOKENIZER_BYTES:
-                break
-        train_tokenizer(sample, vocab_size=VOCABULARY).save_pretrained(tokenizer)
-    for name in names:
+def main(pages: Path, out: Path, overrides: list[str]) -> None:
+    clean = prepare_data(input=pages, output=out / "data", steps=STEPS, stages=STAGES, tasks=8)
+    held_out = split(clean.documents, out)
+    if not (out / "tokenizer").exists():
+        balance = SampleSettings(
+            documents=(str(out / "training"),), shares=dict.fromkeys(LANGUAGES, 1 / 3)
+        )
+        save_trained(sample(balance), TokenizerSettings(vocab_size=8192), out / "tokenizer")
+    for name in ("training", "held-out"):
         if not (out / f"{name}-shards").exists():
-            settings = ShardSettings(tokenizer=str(tokenizer))
+            settings = ShardSettings(tokenizer=str(out / "tokenizer"))
             write_shards(out / name, out / f"{name}-shards", settings)
-    train_model(
-        CONFIG,
-        f"out={out / 'run'}",
+    shards = [
         f'data.shards=["{out}/training-shards"]',
         f'report.held_out=["{out}/held-out-shards"]',
-        *overrides,
-    )
-    lines = (out / "run" / "metrics.jsonl").read_text().splitlines()
-    scores = [record for line in lines if "held_out" in (record := json.loads(line))]
-    last = {record["held_out"]: record["bits_per_byte"] for record in scores}
-    for name, text in held_out.items():
+    ]
+    train_model(CONFIG, f"out={out}/run", *shards, *overrides)
+    lines = map(json.loads, (out / "run" / "metrics.jsonl").open())
+    last = {line["held_out"]: line["bits_per_byte"] for line in lines if "held_out" in line}
+    for language, text in sorted(held_out.items()):
         xz = 8 * len(lzma.compress(text, preset=9 | lzma.PRESET_EXTREME)) / len(text)
-        print(f"{name:12} {len(text):>9,} bytes  model {last[name]:.3f}  xz -9e {xz:.3f} bits/byte")
+        told = f"model {last[f'{language}/text']:.3f}  xz -9e {xz:.3f} bits per byte"
+        print(f"{language} {len(text):>9,} bytes held out  {told}")
 
 
 def split(documents: Path, out: Path) -> dict[str, bytes]:
-    """Writes training and held-out documents; returns the held-out text by source."""
+    """Writes training and held-out documents; returns the held-out text by language."""
     text: dict[str, bytes] = defaultdict(bytes)
+    for name in ("training", "held-out"):
+        (out / name).mkdir(exist_ok=True)
     for path in sorted(documents.glob("*.jsonl.gz")):
-        parts = [out / name / path.name for name in ("training", "held-out")]
-        for part in parts:
-            part.parent.mkdir(parents=True, exist_ok=True)
-        with gzip.open(parts[0], "wt") as training, gzip.open(parts[1], "wt") as held:
-            for row in rows(documents, path.name):
-                is_held = crc32(row["id"].encode()) % 50 == 0
-                (held if is_held else training).write(json.dumps(row) + "\n")
-                if is_held:
-                    about = row["metadata"]
-                    text[f"{about['language']}/{about['domain']}"] += row["text"].encode()
+        with (
+            gzip.open(path, "rt") as rows,
+            gzip.open(out / "training" / path.name, "wt") as training,
+            gzip.open(out / "held-out" / path.name, "wt") as held_out,
+        ):
+            for line in rows:
+                row = json.loads(line)
+                if crc32(row["id"].encode()) % 50:
+                    training.write(line)
+                else:
+                    held_out.write(line)
+                    text[row["metadata"]["language"]] += row["text"].encode()
     return text
-
-
-def rows(folder: Path, pattern: str = "*.jsonl.gz") -> Iterator[dict[str, Any]]:
-    for path in sorted(folder.glob(pattern)):
-        with gzip.open(path, "rt") as file:
-            yield from map(json.loads, file)
 
 
 if __name__ == "__main__":

@@ -363,6 +363,15 @@ def test_no_file_is_a_drawer_for_everything() -> None:
     assert [str(p) for p in [*sources(), *tests] if p.stem in drawers] == []
 
 
+def test_no_folder_of_scripts_hides_a_package() -> None:
+    """Python puts a script's folder first in its path, before an editable install's finder."""
+    from posttrain.shadowing import find_shadows
+
+    folders = [path for path in (ROOT / "scripts").rglob("*") if path.is_dir()]
+    for folder in [ROOT / "scripts", *folders]:
+        assert find_shadows([str(folder)]) == []
+
+
 def test_package_data_is_declared() -> None:
     tool = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     declared: dict[str, list[str]] = tool.get("package-data", {})

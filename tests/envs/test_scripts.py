@@ -1,4 +1,4 @@
-"""The examples of ``scripts/envs``, run as they are."""
+"""The examples of ``scripts/environments``, run as they are."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from rewards import Outcome
 from rewards.sandbox import Sandbox
 
-FOLDER = Path(__file__).parents[2] / "scripts/envs"
+FOLDER = Path(__file__).parents[2] / "scripts/environments"
 VALUES = {"dialogue": 1.0, "tools": 1.0, "search": 1.0, "rubric": 0.875, "games": 0.5}
 
 

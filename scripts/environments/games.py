@@ -1,6 +1,6 @@
 """A puzzle of reasoning-gym, at once and with a second try.
 
-    python scripts/envs/games.py
+    python scripts/environments/games.py
 
 Its data sets are one question and one scored answer each, so an episode has one turn;
 ``second_try`` makes two of it. The policy is scripted: it answers by computing the sum.

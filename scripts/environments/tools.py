@@ -1,6 +1,6 @@
 """Python functions as tools: type hints are the schema, the docstring is the description.
 
-    python scripts/envs/tools.py
+    python scripts/environments/tools.py
 
 The policy is scripted; it writes one call with a wrong argument and reads what is wrong with it.
 ``scripts/tool_use.py`` trains a model on tools.

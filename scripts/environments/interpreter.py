@@ -1,6 +1,6 @@
 """A Python interpreter and a shell that keep their state, in a sandbox for each episode.
 
-    python scripts/envs/interpreter.py [bubblewrap | docker]
+    python scripts/environments/interpreter.py [bubblewrap | docker]
 
 The policy is scripted: it defines a function in one call, uses it in the next, lets a call run out
 of time, and finds its files there all the same.

@@ -1,6 +1,6 @@
 """Questions over a local index of documents: this repository's own documentation.
 
-    python scripts/envs/search.py
+    python scripts/environments/search.py
 
 ``search`` ranks by BM25, ``open`` reads a document page by page. The policy is scripted.
 """

@@ -1,6 +1,6 @@
 """A dialogue with a simulated user: the policy must find out what the user wants.
 
-    python scripts/envs/dialogue.py [URL MODEL]
+    python scripts/environments/dialogue.py [URL MODEL]
 
 URL is any OpenAI-compatible server whose MODEL plays the user; without it a scripted one does. The
 policy is scripted too. Train on it with ``env="dialogue"`` and the same arguments in ``env_args``.

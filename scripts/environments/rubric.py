@@ -1,6 +1,6 @@
 """An agentic task with a rubric: the policy uses tools, a judge grades the whole episode.
 
-    python scripts/envs/rubric.py [URL MODEL]
+    python scripts/environments/rubric.py [URL MODEL]
 
 URL is any OpenAI-compatible server whose MODEL judges; without it a scripted judge does. A judge
 that fails leaves the episode without a value; it never counts as 0.

@@ -1,6 +1,6 @@
 """A folder with files, commands to run, and hidden tests at the end, as on a developer's machine.
 
-    python scripts/envs/workspace.py [bubblewrap | docker]
+    python scripts/environments/workspace.py [bubblewrap | docker]
 
 The policy is scripted: it runs the program, finds the mistake, writes the file anew and says that
 it is done. The hidden checks then run in a fresh sandbox over what it left.
