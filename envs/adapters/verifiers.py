@@ -47,7 +47,7 @@ def load_verifiers(
 
         try:
             found = load_environment(name, **args)
-        except Exception as error:
+        except Exception as error:  # boundary: loaders of others raise anything
             raise UsageError(f"verifiers:{name} can't be loaded: {error}") from error
     return from_verifiers(
         found, name=f"verifiers:{name}", seed=seed, held_out_percent=held_out_percent, limit=limit
