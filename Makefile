@@ -1,5 +1,5 @@
 # Every target does the set-up it needs; `make setup` is quick when nothing changed.
-.PHONY: help setup quickstart test test-fast test-host lint lock clean sandbox-host
+.PHONY: help setup quickstart base test test-fast test-host lint lock clean sandbox-host
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 
@@ -16,6 +16,10 @@ setup: ## make or update .venv
 
 quickstart: setup ## the main job, end to end: checkpoint, SFT, GRPO, evaluation, report
 	$(PY) scripts/quickstart.py
+
+base: setup ## raw pages of Debian's manuals to a small base model in three languages
+	scripts/fetch_debian_corpus.sh runs/debian
+	$(PY) -W ignore scripts/pretrain_base.py runs/debian runs/base
 
 lint: setup ## ruff and mypy
 	$(PY) -m ruff check .
