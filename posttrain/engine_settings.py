@@ -14,12 +14,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from posttrain.config import LearnerSettings
+from posttrain.memory import BUCKET
 
 
-def deepspeed_config(settings: LearnerSettings, *, cuda: bool) -> dict[str, Any]:
-    """The dictionary for ``deepspeed.initialize``."""
+def deepspeed_config(settings: LearnerSettings, *, cuda: bool, trained: int) -> dict[str, Any]:
+    """The dictionary for ``deepspeed.initialize`` of a model with ``trained`` such parameters.
+
+    ZeRO-2 and 3 set aside a whole bucket at the start, however small the model.
+    """
     low = settings.dtype == "bfloat16"
-    zero: dict[str, Any] = {"stage": settings.stage}
+    zero: dict[str, Any] = {"stage": settings.stage, "reduce_bucket_size": min(BUCKET, trained)}
     if settings.offload:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": cuda}
     return {

@@ -411,7 +411,9 @@ class RankLearner:
         """A DeepSpeed engine around the model, and its optimiser."""
         adam = self._optimizer(model)
         names = names_in_order(model, adam)  # before DeepSpeed puts flat buffers in their place
-        config = deepspeed_config(self._settings, cuda=self._device.type == "cuda")
+        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        cuda = self._device.type == "cuda"
+        config = deepspeed_config(self._settings, cuda=cuda, trained=trained)
         engine, *_ = self._initialize(model=model, optimizer=adam, config=config)
         return Part(engine, adam, names)
 

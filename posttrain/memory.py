@@ -13,9 +13,8 @@ passing (at once)      -                   2 P                   b bucket + 4 P 
 =====================  ==================  ====================  =====================
 
 as DeepSpeed's engines do it (``learner.py`` says which is chosen; in bfloat16 stage 0 runs as stage
-1, whose accumulated gradient is float32 and whole). ``bucket`` is DeepSpeed's bucket of 5e8
-elements, or P where that is less and the memory is a CPU's, which gives pages when they are
-touched. A critic costs the same again, a reference model b P, never divided.
+1, whose accumulated gradient is float32 and whole). ``bucket`` is 5e8 elements, or P where that is
+less. A critic costs the same again, a reference model b P, never divided.
 
 With LoRA the table holds for the adapter's parameters, and the P frozen weights add b P (stage 3:
 b P / R), or with NF4 0.52 bytes for each weight of a linear layer. With offload on a GPU float32
@@ -43,7 +42,7 @@ from typing import Any
 
 from posttrain.config import LearnerSettings, LoraSettings
 
-BUCKET = 500_000_000  # elements; DeepSpeed's default
+BUCKET = 500_000_000  # gradients reduced at once, at most: the default of DeepSpeed
 RUNTIME_CPU = 480 * 2**20  # Python, torch, transformers and DeepSpeed, imported and idle; measured
 RUNTIME_CUDA = 800 * 2**20  # the CUDA context and libraries; assumed
 NF4_BITS = 4 + 8 / 64 + 32 / (64 * 256)  # of a weight: its level, and two stages of block scales
@@ -225,8 +224,7 @@ def _states(parameters: int, learner: LearnerSettings, parts: Parts) -> dict[str
         return found | {"gradients": 4 * p, "passing": 2 * p}
     if stage == 3:
         found["weights"] = low * part
-    bucket = BUCKET if parts.cuda else min(BUCKET, p)
-    return found | {"passing": low * bucket + 4 * part}
+    return found | {"passing": low * min(BUCKET, p) + 4 * part}
 
 
 def activation_bytes(size: ModelSize, row: RowSize, learner: LearnerSettings, *, cuda: bool) -> int:

@@ -94,7 +94,8 @@ class Engine:
             fused=True,
         )
         self._adam.clip = settings.max_grad_norm if self.stage == 0 and self._tensor == 1 else 0.0
-        settled = deepspeed_config(config, self.stage, dtype, clip=not self._adam.clip)
+        clip, trained = not self._adam.clip, sum(p.numel() for p in self.network.parameters())
+        settled = deepspeed_config(config, self.stage, dtype, clip=clip, trained=trained)
         self._engine, *_ = deepspeed.initialize(
             model=self.network, optimizer=self._adam, config=settled
         )
@@ -204,15 +205,18 @@ class Engine:
 
 
 def deepspeed_config(
-    config: TrainConfig, stage: int, dtype: torch.dtype, *, clip: bool
+    config: TrainConfig, stage: int, dtype: torch.dtype, *, clip: bool, trained: int
 ) -> Mapping[str, Any]:
-    """The dictionary for ``deepspeed.initialize``."""
+    """The dictionary for ``deepspeed.initialize`` of a model with ``trained`` parameters.
+
+    ZeRO-2 and 3 set aside a whole bucket at the start, however small the model: 5e8 elements.
+    """
     low = dtype is torch.bfloat16
     told: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": config.optimizer.max_grad_norm if clip else 0.0,
-        "zero_optimization": {"stage": stage},
+        "zero_optimization": {"stage": stage, "reduce_bucket_size": min(500_000_000, trained)},
         "bf16": {"enabled": low, "check_grad_overflow": low},
         "data_types": {"grad_accum_dtype": "fp32"},
         "steps_per_print": 10**9,

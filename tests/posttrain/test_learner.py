@@ -369,6 +369,15 @@ def test_publish_and_canary(checkpoint: Path, tmp_path: Path, stage: int, dtype:
     assert np.abs(plain.probe_logprobs - canary.probe_logprobs).mean() > 1e-3
 
 
+@pytest.mark.parametrize(("trained", "bucket"), [(1000, 1000), (10**9, 500_000_000)])
+def test_the_bucket_of_gradients_is_no_larger_than_what_is_trained(
+    checkpoint: Path, trained: int, bucket: int
+) -> None:
+    asked = settings(checkpoint, zero_stage=3).learner
+    config = deepspeed_config(asked, cuda=False, trained=trained)
+    assert config["zero_optimization"]["reduce_bucket_size"] == bucket
+
+
 def test_publishing_under_zero_3_gathers_one_parameter_at_a_time(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

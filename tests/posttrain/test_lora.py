@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 from pathlib import Path
+from uuid import uuid4
 
 import numpy as np
 import pytest
@@ -418,6 +419,12 @@ def test_vllm_serves_the_newest_adapter(vllm_checkpoint, loop, ask, tmp_path):
     """Each sync is proven; what is sampled is the adapted policy's, also by a request in flight."""
     pytest.importorskip("vllm")
     config = vllm_config_of(vllm_checkpoint)
+    under = []  # the versions that completions were sampled under
+
+    async def asked_without_end(engine):
+        while True:
+            one = await engine.generate(ask(uuid4().hex, seed=len(under), max_tokens=200))
+            under.append(set(one.weight_versions))
 
     async def run():
         learner, engine = InlineLearner(config, PROBE), VllmEngine(config, tmp_path / "logs")
@@ -426,29 +433,32 @@ def test_vllm_serves_the_newest_adapter(vllm_checkpoint, loop, ask, tmp_path):
             await engine.start()
             start = await learner.publish(0, tmp_path / "weights")
             gaps = [(await engine.sync(start)).probe_gap]
-            early = [engine.generate(ask(i, seed=i, max_tokens=200)) for i in range(8)]
-            early = [asyncio.ensure_future(one) for one in early]
-            await asyncio.sleep(0.3)
-            for version in (1, 2):
+            streams = [asyncio.ensure_future(asked_without_end(engine)) for _ in range(4)]
+            version = 0
+            while version < 2 or not any(len(one) > 1 for one in under):
+                version += 1
+                assert version < 20, "no completion saw a sync"
                 await learner.train(batch_of(version))
                 snapshot = await learner.publish(version, tmp_path / "weights")
+                await asyncio.sleep(0.2)  # the requests go out
                 gaps.append((await engine.sync(snapshot)).probe_gap)
+            assert engine.restarts == 0  # a restart would send the requests again, and hide it
+            for stream in streams:
+                stream.cancel()
             moved = np.abs(snapshot.probe_logprobs - start.probe_logprobs).mean()
             request = ask("after", prompt=range(9, 30), max_tokens=64)
             completion = await engine.generate(request)
             ids = np.concatenate([request.prompt_ids, completion.token_ids])
             own = (await learner.logprobs([ids], 1.0))[0][-len(completion) :]
-            return gaps, moved, np.abs(own - completion.logprobs).mean(), completion, early
+            return gaps, moved, np.abs(own - completion.logprobs).mean(), completion, version
         finally:
-            await asyncio.gather(*locals().get("early", []))
             await engine.close()
             await learner.close()
 
-    gaps, moved, generated, completion, early = loop(run())
+    gaps, moved, generated, completion, version = loop(run())
     assert max(gaps) < 0.02 and generated < 0.02
     assert moved > 0.1
-    assert set(completion.weight_versions) == {2}
-    assert any(2 in one.result().weight_versions and len(one.result()) == 200 for one in early)
+    assert set(completion.weight_versions) == {version}
 
 
 @pytest.mark.slow
