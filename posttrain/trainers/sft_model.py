@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from posttrain.errors import UsageError
+from posttrain.trainers.settings import main_rank
 from posttrain.trainers.sft_settings import SftAdapterSettings, SftSettings
-from posttrain.trainers.training import adapter_config, check_adapter, check_base, main_rank
+from posttrain.trainers.training import adapter_config, check_adapter, check_base
 from posttrain.trainers.vocabulary import Starts, add_embeddings
 
 if TYPE_CHECKING:

@@ -77,8 +77,7 @@ def test_the_trainers_loss_by_hand(checkpoint: Path, tmp_path: Path) -> None:
     win: -log sigmoid(1) = 0.313262; tie: softplus(1.0) + softplus(0.0) - log(e - 1) = 1.313262 +
     0.693147 - 0.541325 = 1.465084; centre 0.1: mean(2^2, 2.5^2) = 5.125
     """
-    from transformers import AutoTokenizer
-
+    from posttrain.trainers.pair_training import PairJob
     from posttrain.trainers.reward_data import RewardModelSettings, RewardRows
     from posttrain.trainers.reward_model import _trainer
     from posttrain.trainers.training import Place
@@ -87,15 +86,15 @@ def test_the_trainers_loss_by_hand(checkpoint: Path, tmp_path: Path) -> None:
     rows = [row, row | {"margin": 0.0, "tie": True}]
     settings = RewardModelSettings(batch_size=2, centre=0.1, bf16=False)
     place = Place(tmp_path / "out", {}, resume=False)
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    job = PairJob(checkpoint, tmp_path / "out", settings, 0)
     data = RewardRows(rows, [], {}, 0.5)  # type: ignore[arg-type]
-    trainer = _trainer(str(checkpoint), tokenizer, data, settings, place, 0)
+    trainer = _trainer(job, data, place)
     scores = torch.tensor([[2.0], [1.0], [0.0], [1.5]])
     batch = trainer.data_collator([dict(one) for one in trainer.train_dataset])
     loss = trainer.compute_loss(lambda **_: SimpleNamespace(logits=scores), batch)
     assert float(loss) == pytest.approx((0.313262 + 1.465084) / 2 + 0.1 * 5.125, abs=1e-5)
     plain = RewardRows([row | {"margin": 0.0}] * 2, [], {}, 0.0)  # type: ignore[arg-type]
-    trainer = _trainer(str(checkpoint), tokenizer, plain, settings, place, 0)
+    trainer = _trainer(job, plain, place)
     batch = trainer.data_collator([dict(one) for one in trainer.train_dataset])
     loss = trainer.compute_loss(lambda **_: SimpleNamespace(logits=scores), batch)
     # -log sigmoid(2) = 0.126928, -log sigmoid(-0.5) = 0.974077
