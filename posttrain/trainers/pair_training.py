@@ -16,17 +16,16 @@ from pydantic import Field
 from posttrain.config import Share
 from posttrain.jsonl import finite
 from posttrain.provenance import package_versions
+from posttrain.trainers.adapters import check_adapter, save_model, settle_quantised
 from posttrain.trainers.preference_data import Row, fingerprint
 from posttrain.trainers.settings import TrainerSettings, main_rank
 from posttrain.trainers.training import (
     Place,
     arguments,
-    check_adapter,
     check_free,
     checkpoint_tokenizer,
     plain_output,
     run,
-    save_model,
     window,
 )
 
@@ -81,6 +80,7 @@ class PairJob(Generic[PairSettingsT]):
 
     def run(self, trainer: Any, place: Place, shown: Mapping[str, str]) -> Any:
         """Train; ``shown`` are fields of the log and what they are called."""
+        settle_quantised(trainer, getattr(self.settings.lora, "start", ""))
         trainer.add_callback(progress(shown, self.settings.quiet or not main_rank()))
         return run(trainer, place)
 
@@ -104,7 +104,7 @@ class PairJob(Generic[PairSettingsT]):
         """Put the model with its record, and ``files`` by name, in its place."""
         if not main_rank():
             return place.out
-        save_model(trainer, self.tokenizer, place.model)
+        save_model(trainer, self.tokenizer, place.model, self.model)
         for file, text in files.items():
             (place.model / file).write_text(text)
         return place.finish(record, name)

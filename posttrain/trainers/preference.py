@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import Field, model_validator
 
 from posttrain.config import Positive
+from posttrain.trainers.adapters import adapter_config, check_base, quantisation
 from posttrain.trainers.chosen_watch import ChosenWatch
 from posttrain.trainers.conversations import name_of, read_rows
 from posttrain.trainers.pair_training import PairJob, PairSettings
@@ -26,7 +27,7 @@ from posttrain.trainers.preference_data import Cutter, Row, some, split, with_mi
 from posttrain.trainers.preference_losses import LOSSES, Loss
 from posttrain.trainers.reference_cache import cache_folder
 from posttrain.trainers.settings import AdapterSettings, with_changes
-from posttrain.trainers.training import Place, adapter_config, check_base, points, tokens_seen
+from posttrain.trainers.training import Place, points, tokens_seen
 
 LossName = Literal[
     "dpo", "dpo_norm", "robust", "ipo", "apo_zero", "apo_down", "kto", "simpo", "orpo", "cpo"
@@ -55,7 +56,7 @@ class PreferenceSettings(PairSettings):
     good_weight: Positive = Field(default=1.0, description="kto: weight of good answers")
     bad_weight: Positive = Field(default=1.0, description="kto: weight of bad answers")
     lora: PreferenceAdapterSettings | None = Field(
-        default=None, description="rank, alpha, targets, dropout, dora, rslora, start"
+        default=None, description="rank, alpha, targets, dropout, dora, rslora, bits, start"
     )
     reference_cache: str = Field(
         default="", description="folder for reference log-probs; empty: the user's cache"
@@ -168,7 +169,7 @@ def _trainer(job: PairJob[PreferenceSettings], rows: _Data, place: Place) -> Any
     from posttrain.trainers import preference_trainers as kinds
 
     settings, loss, own = job.settings, job.settings.chosen, job.settings.own
-    start = settings.lora.start if settings.lora else ""
+    start, quantised = settings.lora.start if settings.lora else "", quantisation(settings.lora)
     given: dict[str, Any] = {
         "beta": own["beta"],
         "max_length": None,  # rows are cut already
@@ -186,20 +187,23 @@ def _trainer(job: PairJob[PreferenceSettings], rows: _Data, place: Place) -> Any
     elif "label_smoothing" in own:
         given["label_smoothing"] = own["label_smoothing"]
     return kind(
-        model=_with_adapter(job.model, start) if start else job.model,
+        model=_with_adapter(job.model, start, quantised) if start else job.model,
         args=job.arguments(KTOConfig if settings.loss == "kto" else DPOConfig, place, **given),
         train_dataset=Dataset.from_list(rows.train),
         eval_dataset=Dataset.from_list(rows.held_out) if rows.held_out else None,
         processing_class=job.tokenizer,
         peft_config=None if start else adapter_config(settings.lora, "CAUSAL_LM"),
+        quantization_config=None if start else quantised,
         cache_folder=cache_folder(settings.reference_cache),
     )
 
 
-def _with_adapter(model: str, adapter: str) -> Any:
+def _with_adapter(model: str, adapter: str, quantised: Any) -> Any:
     """The model with a trained adapter; the reference is the model with the adapter as it was."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    base = AutoModelForCausalLM.from_pretrained(model, dtype="float32")
+    base = AutoModelForCausalLM.from_pretrained(
+        model, dtype="float32", quantization_config=quantised
+    )
     return PeftModel.from_pretrained(base, adapter, is_trainable=True)

@@ -14,6 +14,7 @@ from datasets import Dataset
 from torch import Tensor
 from trl import DPOTrainer, KTOTrainer
 
+from posttrain.quantised import keep_one_format
 from posttrain.trainers import reference_cache
 from posttrain.trainers.preference_data import fingerprint
 
@@ -38,6 +39,7 @@ class _Prepared:
         found = reference_cache.load(self.cache_folder, key, self.columns, len(dataset))
         trainer.accelerator.wait_for_everyone()  # all ranks have looked before one writes
         if found is None:
+            keep_one_format(trainer.model)
             made = super()._precompute_ref_logps(dataset, name, batch_size)  # type: ignore[misc]
             found = {column: np.asarray(made[column], np.float32) for column in self.columns}
             if trainer.accelerator.is_main_process:

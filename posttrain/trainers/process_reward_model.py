@@ -20,6 +20,7 @@ from pydantic import Field
 
 from posttrain.config import Positive
 from posttrain.errors import UsageError
+from posttrain.trainers.adapters import adapter_config, quantisation
 from posttrain.trainers.conversations import name_of, read_rows
 from posttrain.trainers.pair_training import PairJob, PairSettings
 from posttrain.trainers.preference_data import Row, some, split
@@ -27,7 +28,7 @@ from posttrain.trainers.reward_data import settle_pad_token
 from posttrain.trainers.reward_judging import calibration
 from posttrain.trainers.reward_page import page
 from posttrain.trainers.settings import with_changes
-from posttrain.trainers.training import Place, adapter_config, points
+from posttrain.trainers.training import Place, points
 from rewards.model.failures import Unjudged
 from rewards.model.process import mark_steps
 from rewards.model.reading import Reader, ReadingSettings
@@ -154,7 +155,11 @@ def _trainer(job: PairJob[ProcessRewardModelSettings], rows: list[Row], place: P
 
     transformers.set_seed(job.seed)  # the head is new
     loaded: Any = transformers.AutoModelForTokenClassification.from_pretrained(
-        job.model, num_labels=2, id2label={0: "bad", 1: "good"}, dtype="float32"
+        job.model,
+        num_labels=2,
+        id2label={0: "bad", 1: "good"},
+        dtype="float32",
+        quantization_config=quantisation(job.settings.lora, "score"),
     )
     loaded.config.get_text_config().pad_token_id = job.tokenizer.pad_token_id
     if job.settings.lora is not None:

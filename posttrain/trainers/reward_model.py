@@ -12,13 +12,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from posttrain.trainers.adapters import adapter_config, quantisation
 from posttrain.trainers.pair_training import PairJob
 from posttrain.trainers.preference_data import Row
 from posttrain.trainers.reward_data import RewardModelSettings, RewardRows, reward_rows
 from posttrain.trainers.reward_judging import ScoredPair, judge
 from posttrain.trainers.reward_page import page
 from posttrain.trainers.settings import with_changes
-from posttrain.trainers.training import Place, adapter_config, points
+from posttrain.trainers.training import Place, points
 
 AT_ONCE = 32  # rows scored in one pass
 RECORD, PAGE, SCORES = "reward_model.json", "reward_model.html", "held_out.jsonl"
@@ -88,6 +89,7 @@ def _trainer(job: PairJob[RewardModelSettings], rows: RewardRows, place: Place) 
         train_dataset=Dataset.from_list([{c: row[c] for c in columns} for row in rows.train]),
         processing_class=job.tokenizer,
         peft_config=adapter_config(job.settings.lora, "SEQ_CLS"),
+        quantization_config=quantisation(job.settings.lora, "score"),
     )
 
 

@@ -24,6 +24,7 @@ class AdapterSettings(Settings):
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     dora: bool = False  # direction and magnitude apart (arXiv:2402.09353)
     rslora: bool = False  # scaled by alpha / sqrt(rank) (arXiv:2312.03732)
+    bits: Literal[4] | None = None  # of the frozen weights: 4 is NF4 (QLoRA, arXiv:2305.14314)
 
 
 class TrainerSettings(Settings):
@@ -55,7 +56,8 @@ class TrainerSettings(Settings):
         default=0, description="CPU threads; 0 leaves torch's choice"
     )
     lora: AdapterSettings | None = Field(
-        default=None, description="rank, alpha, targets, dropout, dora, rslora; {}: all weights"
+        default=None,
+        description="rank, alpha, targets, dropout, dora, rslora, bits; {}: none",
     )
     checkpoint_every: Annotated[int, Field(ge=0)] = Field(
         default=0, description="steps between checkpoints; 0: only when interrupted"

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from posttrain.errors import UsageError
 from posttrain.jsonl import finite
 from posttrain.provenance import package_versions
+from posttrain.trainers.adapters import settle_quantised
 from posttrain.trainers.conversations import name_of
 from posttrain.trainers.examples import Example, Examples, make_examples
 from posttrain.trainers.masks import Renderer
@@ -218,13 +219,15 @@ def make_trainer(ready: Prepared, folder: Path) -> Any:
         "input_ids": [example.token_ids for example in ready.order],
         "labels": [example.labels for example in ready.order],
     }
-    return SFTTrainer(
+    trainer = SFTTrainer(
         model=model,
         args=args,
         train_dataset=Dataset.from_dict(columns),
         processing_class=ready.tokenizer,
         peft_config=new_adapter(ready.settings, model, ready.starts),
     )
+    settle_quantised(trainer, ready.settings.lora.start if ready.settings.lora else "")
+    return trainer
 
 
 def _arguments(ready: Prepared, folder: Path) -> Any:

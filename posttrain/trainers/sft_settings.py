@@ -15,7 +15,6 @@ from posttrain.trainers.settings import AdapterSettings, TrainerSettings
 class SftAdapterSettings(AdapterSettings):
     """An adapter to train: ``lora = {rank = 16, alpha = 32}``; the result is merged as well."""
 
-    bits: Literal[4] | None = None  # of the frozen weights: 4 is NF4 (QLoRA, arXiv:2305.14314)
     start: str = ""  # folder of an adapter of the same base to go on from
 
 

@@ -1,4 +1,4 @@
-"""Running a trainer of TRL: its arguments, its folder, checkpoints, interruption, adapters.
+"""Running a trainer of TRL: its arguments, its folder, checkpoints, interruption.
 
 Until it is complete, a training lies in ``<out>.unfinished`` beside its place: what it was asked
 for, and the trainer's checkpoints. The result appears under its name in one move. Ctrl-C lets the
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from posttrain.errors import UsageError
-from posttrain.trainers.settings import AdapterSettings, TrainerSettings, main_rank, ranks
+from posttrain.trainers.settings import TrainerSettings, main_rank, ranks
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -257,52 +257,3 @@ def window(model: str | Path, settings: TrainerSettings) -> int:
     config = AutoConfig.from_pretrained(str(model)).get_text_config()
     own = int(getattr(config, "max_position_embeddings", 0) or settings.max_length)
     return min(settings.max_length, own)
-
-
-def check_adapter(settings: AdapterSettings | None, model: str) -> None:
-    """Raise UsageError for targets that the model does not have."""
-    from posttrain.lora import check_targets
-
-    if settings is not None:
-        check_targets(settings.targets, model, "lora.targets")
-
-
-def check_base(adapter: str | Path, model: str | Path) -> None:
-    """Raise UsageError unless ``adapter`` is a folder of PEFT's that was trained on ``model``."""
-    config = Path(adapter) / "adapter_config.json"
-    try:
-        base = str(json.loads(config.read_text())["base_model_name_or_path"])
-    except (OSError, ValueError, KeyError) as error:
-        raise UsageError(
-            f"{adapter} is not an adapter: its adapter_config.json: {error}"
-        ) from error
-    if base != str(model) and Path(base).resolve() != Path(model).resolve():
-        raise UsageError(f"the adapter {adapter} was trained on {base}, not on {model}")
-
-
-def adapter_config(settings: AdapterSettings | None, task: str) -> Any:
-    """PEFT's configuration; ``task`` is CAUSAL_LM, SEQ_CLS or TOKEN_CLS. None without adapters."""
-    if settings is None:
-        return None
-    from peft import LoraConfig
-
-    targets = settings.targets
-    return LoraConfig(
-        r=settings.rank,
-        lora_alpha=settings.alpha,
-        lora_dropout=settings.dropout,
-        target_modules=targets if isinstance(targets, str) else list(targets),
-        use_dora=settings.dora,
-        use_rslora=settings.rslora,
-        task_type=task,
-    )
-
-
-def save_model(trainer: Trainer, tokenizer: Any, folder: Path) -> None:
-    """An ordinary checkpoint; of adapters the merged model, and the adapter in ``adapter/``."""
-    model: Any = trainer.accelerator.unwrap_model(trainer.model)
-    if hasattr(model, "merge_and_unload"):
-        model.save_pretrained(folder / "adapter")
-        model = model.merge_and_unload()
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)

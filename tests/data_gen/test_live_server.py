@@ -82,21 +82,9 @@ def test_a_generator_counts_every_reply_and_asks_nothing_twice(
     assert summary["kept"] + sum(summary["dropped"].values()) >= summary["items"] >= 1
     asked = summary["requests"]
     assert asked["replies"] == asked["requests"] == asked["asked"] >= summary["items"]
-    assert asked["prompt_tokens"] > asked["completion_tokens"] > 0
+    assert asked["prompt_tokens"] > 0 and asked["completion_tokens"] > 0
     assert CALLS[name](server, out).to_list() == first
     assert json.loads((out / "summary.json").read_text())["requests"] == {}
-
-
-def test_a_judge_without_a_verdict_fails_the_item_and_it_is_told(server, tmp_path: Path) -> None:
-    judge = {"url": server.url, "model": MODEL, "attempts": 1}
-    out = tmp_path / "out"
-    data = data_gen.preferences(
-        ["Hello."], server, out, n_tasks=1, samples=2, by="judge", judge=judge, **SHORT
-    )
-    summary = json.loads((out / "summary.json").read_text())
-    assert len(data) == 0
-    assert summary["items_failed"] == 1, summary
-    assert (out / "work/failures.jsonl").is_file()
 
 
 def test_a_prompt_over_the_window_fails_its_item_alone(server, tmp_path: Path) -> None:

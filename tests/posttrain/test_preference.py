@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from posttrain.errors import UsageError
@@ -189,10 +190,11 @@ def test_an_interrupted_training_goes_on_to_the_same_bits(
 # adapters
 
 
-@pytest.mark.parametrize("kind", [{}, {"dora": True}, {"rslora": True}])
+@pytest.mark.parametrize("kind", [{}, {"dora": True}, {"rslora": True}, {"bits": 4}])
 def test_an_adapter_is_trained_and_merged(
-    checkpoint: Path, tmp_path: Path, cache: str, kind: dict[str, bool]
+    checkpoint: Path, tmp_path: Path, cache: str, kind: dict[str, Any]
 ) -> None:
+    pytest.importorskip("bitsandbytes" if "bits" in kind else "peft")
     lora = {"rank": 2, "alpha": 8, "targets": ("q_proj", "v_proj"), **kind}
     record = train(checkpoint, tmp_path / "out", cache, lora=lora, learning_rate=1e-2)
     assert losses(record)[0] == pytest.approx(0.693147, abs=1e-5)
@@ -204,6 +206,8 @@ def test_an_adapter_is_trained_and_merged(
     before, after = load_file(checkpoint / MODEL), load_file(tmp_path / "out" / MODEL)
     moved = {name for name in before if not before[name].equal(after[name])}
     assert {name.split(".")[-2] for name in moved} == {"q_proj", "v_proj"}
+    trained = load_file(tmp_path / "out" / "adapter" / "adapter_model.safetensors")
+    assert {tensor.dtype for tensor in trained.values()} == {torch.float32}
 
 
 def test_an_adapter_goes_on_from_another_and_refers_to_it(

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import rewards.model
 from posttrain.errors import UsageError
@@ -23,6 +24,7 @@ from posttrain.trainers.reward_judging import ScoredPair, calibration, judge, le
 from posttrain.trainers.reward_losses import tie_loss, win_loss
 from posttrain.trainers.reward_model import train_reward_model
 
+WEIGHTS = "model.safetensors"
 ROWS = [
     {"prompt": f"what is {i} ?", "chosen": "1 2 3"[: 1 + 2 * (i % 3)], "rejected": "is what ?"}
     for i in range(30)
@@ -204,6 +206,25 @@ def test_ties_margins_rankings_and_an_adapter_in_one_training(
     row = rows[pair["row"] - 1]
     found = used(out, row["prompt"], row["chosen"], row["rejected"])
     assert found == pytest.approx([pair["chosen"], pair["rejected"]], abs=1e-4)
+
+
+def test_a_quantised_base_is_trained_through_and_merged_whole(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("bitsandbytes")
+    changes = SMALL | {"lora": {"rank": 4, "bits": 4, "targets": ("q_proj", "v_proj")}}
+    out = train_reward_model(checkpoint, ROWS, tmp_path / "rm", **changes)
+    record = json.loads((out / "reward_model.json").read_text())
+    assert record["held_out"]["accuracy"] > 0.9
+    before, after = load_file(checkpoint / WEIGHTS), load_file(out / WEIGHTS)
+    name = "model.layers.0.mlp.up_proj.weight"
+    assert after[name].equal(before[name])  # not through four bits
+    row = ROWS[0]
+    chosen, rejected = used(out, row["prompt"], row["chosen"], row["rejected"])
+    assert chosen > rejected
+    prm = train_process_reward_model(checkpoint, steps_of(16), tmp_path / "prm", **changes)
+    assert load_file(prm / WEIGHTS)[name].equal(before[name])
+    assert load_file(prm / WEIGHTS)["score.weight"].shape[0] == 2
 
 
 def test_a_pad_token_that_ends_conversations_is_replaced(
