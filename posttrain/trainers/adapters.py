@@ -77,7 +77,8 @@ def settle_quantised(trainer: Trainer, start: str = "") -> None:
     """Keep a quantised base in its one format, and what is trained over it in float32.
 
     TRL rounds adapters there to bfloat16, in which Adam's small steps vanish. ``start`` is the
-    folder of the adapter that is gone on with: its weights are read again.
+    folder of the adapter that is gone on with: its weights are read again, for
+    a reference that is a copy of it as well. To be called before the first pass.
     """
     from posttrain.quantised import keep_one_format
 
@@ -85,13 +86,15 @@ def settle_quantised(trainer: Trainer, start: str = "") -> None:
     if not getattr(model, "is_loaded_in_4bit", False):
         return
     keep_one_format(model)
-    for parameter in model.parameters():
-        if parameter.requires_grad:
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad or ".lora_" in name:  # a reference's adapter is frozen
             parameter.data = parameter.data.float()
     if start:
         from peft import load_peft_weights, set_peft_model_state_dict
 
-        set_peft_model_state_dict(model, load_peft_weights(start, device="cpu"))
+        weights = load_peft_weights(start, device="cpu")
+        for name in model.peft_config:
+            set_peft_model_state_dict(model, dict(weights), adapter_name=name)
 
 
 def save_model(trainer: Trainer, tokenizer: Any, folder: Path, base: str) -> None:

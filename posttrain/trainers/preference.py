@@ -195,6 +195,7 @@ def _trainer(job: PairJob[PreferenceSettings], rows: _Data, place: Place) -> Any
         peft_config=None if start else adapter_config(settings.lora, "CAUSAL_LM"),
         quantization_config=None if start else quantised,
         cache_folder=cache_folder(settings.reference_cache),
+        start=start,
     )
 
 

@@ -14,8 +14,8 @@ from datasets import Dataset
 from torch import Tensor
 from trl import DPOTrainer, KTOTrainer
 
-from posttrain.quantised import keep_one_format
 from posttrain.trainers import reference_cache
+from posttrain.trainers.adapters import settle_quantised
 from posttrain.trainers.preference_data import fingerprint
 
 
@@ -24,8 +24,8 @@ class _Prepared:
 
     columns: tuple[str, ...]
 
-    def __init__(self, *, cache_folder: Path, **given: Any) -> None:
-        self.cache_folder = cache_folder
+    def __init__(self, *, cache_folder: Path, start: str, **given: Any) -> None:
+        self.cache_folder, self.start = cache_folder, start
         super().__init__(**given)
 
     def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
@@ -33,13 +33,13 @@ class _Prepared:
 
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
         trainer: Any = self
+        settle_quantised(trainer, self.start)
         rows = fingerprint(dataset.to_list())
         settings = {"trainer": type(trainer).__name__, "bf16": trainer.args.bf16}
         key = reference_cache.key_of(self._weights(), rows, settings)
         found = reference_cache.load(self.cache_folder, key, self.columns, len(dataset))
         trainer.accelerator.wait_for_everyone()  # all ranks have looked before one writes
         if found is None:
-            keep_one_format(trainer.model)
             made = super()._precompute_ref_logps(dataset, name, batch_size)  # type: ignore[misc]
             found = {column: np.asarray(made[column], np.float32) for column in self.columns}
             if trainer.accelerator.is_main_process:

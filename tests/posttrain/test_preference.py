@@ -210,12 +210,15 @@ def test_an_adapter_is_trained_and_merged(
     assert {tensor.dtype for tensor in trained.values()} == {torch.float32}
 
 
+@pytest.mark.parametrize("kind", [{}, {"bits": 4}])
 def test_an_adapter_goes_on_from_another_and_refers_to_it(
-    checkpoint: Path, tmp_path: Path, cache: str
+    checkpoint: Path, tmp_path: Path, cache: str, kind: dict[str, Any]
 ) -> None:
-    train(checkpoint, tmp_path / "a", cache, lora={"rank": 2}, learning_rate=1e-2)
+    pytest.importorskip("bitsandbytes" if kind else "peft")
+    train(checkpoint, tmp_path / "a", cache, lora={"rank": 2, **kind}, learning_rate=1e-2)
     start = str(tmp_path / "a" / "adapter")
-    record = train(checkpoint, tmp_path / "b", cache, lora={"start": start}, learning_rate=1e-2)
+    lora = {"start": start, **kind}
+    record = train(checkpoint, tmp_path / "b", cache, lora=lora, learning_rate=1e-2)
     assert losses(record)[0] == pytest.approx(0.693147, abs=1e-5)  # against itself
     assert record["curves"][-1]["logps/rejected"] < record["curves"][0]["logps/rejected"] - 1
     with pytest.raises(UsageError, match=rf"the adapter .* was trained on {checkpoint}, not on"):
