@@ -27,7 +27,7 @@ def serving(checkpoint, *options, env=None, interrupt=False):
         assert url, "".join(said)
         yield url, process
         process.send_signal(signal.SIGINT)
-        assert process.wait(30) == 0
+        assert process.wait(60) == 0
         reader.join(5)
         assert "the server has ended" in said[-1]
         assert "Traceback" not in "".join(said)

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from posttrain.errors import UsageError
-from posttrain.trainers import preference, reference_cache
+from posttrain.trainers import pair_training, reference_cache
 from posttrain.trainers.chosen_watch import ChosenWatch
 from posttrain.trainers.preference import PreferenceSettings, train_preferences
 
@@ -160,7 +160,7 @@ def interrupt_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
             if state.global_step == step - 1:
                 signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(preference, "progress", lambda names, quiet: Press())
+    monkeypatch.setattr(pair_training, "progress", lambda names, quiet: Press())
 
 
 def test_an_interrupted_training_goes_on_to_the_same_bits(
