@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 GENERATOR = "self_instruct"
+BARREN_ROUNDS = 5  # without a new task: the model cannot do it, or has no more
 _ASK = """Come up with a set of {total} diverse tasks for a language model.
 - They differ in verb, subject and kind: open questions, rewriting, classification, reasoning, code.
 - A language model can do them without tools, pictures or sound.
@@ -85,6 +86,8 @@ class SelfInstruct(Writing):
 def self_instruct(seeds: Any, servers: Any, out: str | Path, *, n: int, **settings: Any) -> Dataset:
     """Write tasks in the manner of ``seeds`` until ``n`` are kept; the last round is finished.
 
+    It ends with fewer after ``max_rounds``, or ``BARREN_ROUNDS`` in a row that brought no new task.
+
     ``seeds`` are rows, or a file of them, with ``instruction`` and ``instances`` (a list of
     ``input`` and ``output``), as the Self-Instruct seed tasks have them, or with ``instruction``,
     ``input`` and ``output``. ``settings`` are those of ``SelfInstruct`` and ``Common``.
@@ -118,7 +121,7 @@ class _SelfInstruct:
 
     def items(self, store: Store) -> Iterator[Any]:
         """Round by round: the next one is planned when the last is done."""
-        pool, new = self._pool(), list[Mapping[str, str]]()
+        pool, new, barren = self._pool(), list[Mapping[str, str]](), 0
         for number in range(self.settings.max_rounds):
             shown = store.once(f"round {number}", self._shown, new, number)
             keys = []
@@ -129,8 +132,10 @@ class _SelfInstruct:
                 keys.append(item.key)
                 yield item
             yield BARRIER
-            new += [_task_of(row) for row in store.rows(keys) if _joins(pool, row)]
-            if len(new) >= self.n:
+            found = [_task_of(row) for row in store.rows(keys) if _joins(pool, row)]
+            new += found
+            barren = 0 if found else barren + 1
+            if len(new) >= self.n or barren == BARREN_ROUNDS:
                 return
 
     async def __call__(self, item: Item, ask: Ask) -> list[Record]:

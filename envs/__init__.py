@@ -6,9 +6,9 @@ proves it sane. Importing this package is cheap: reasoning-gym, datasets and pya
 """
 
 import envs.kinds  # noqa: F401  registers them
-from envs.asking import Model, from_function
 from envs.checking import CheckReport, Failure, check
 from envs.data import DataTasks
+from envs.function_env import Model, from_function
 from envs.generated import GeneratedTasks, generated
 from envs.loading import from_tasks, is_data, load, names, register
 from envs.mixed_env import Part, mixed

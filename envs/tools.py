@@ -51,6 +51,7 @@ class ToolEnv:
     judge_timeout_s = 60.0  # of the reward
     _reward: Reward | None = None  # judges the answer where ``judge`` is not written
     conversation: tuple[Message, ...] = ()  # so far
+    _names: tuple[str, ...] = ()  # of the tools; here and below of the class, made once
     _specs: tuple[ToolSpec, ...] = ()
 
     def __init__(self, reward: Reward | None = None) -> None:
@@ -59,7 +60,8 @@ class ToolEnv:
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         # a tool that no schema can be made of is told at once
-        cls._specs = tuple(tool_spec(getattr(cls, name)) for name in tool_names(cls))
+        cls._names = tuple(tool_names(cls))
+        cls._specs = tuple(tool_spec(getattr(cls, name)) for name in cls._names)
 
     @instant
     def start(self, task: Task, *, seed: int) -> Sequence[Message]:
@@ -113,7 +115,7 @@ class ToolEnv:
 
     def _methods(self) -> Mapping[str, Callable[..., Any]]:
         """Name -> tool; a subclass whose tools are another object's says so here."""
-        return {name: getattr(self, name) for name in tool_names(type(self))}
+        return {name: getattr(self, name) for name in self._names}
 
     async def _run(self, call: Mapping[str, Any]) -> tuple[str, bool]:
         """The result of one call as text, and whether it is an error."""

@@ -26,17 +26,25 @@ from torch import Tensor, nn
 
 def loading(dtype: torch.dtype, device: str) -> dict[str, Any]:
     """Arguments of ``from_pretrained`` that quantise each linear layer while it is read."""
+    return {"quantization_config": nf4(dtype), "device_map": {"": device}}
+
+
+def nf4(dtype: torch.dtype, whole: list[str] | None = None) -> Any:
+    """How transformers quantises; products are in ``dtype``.
+
+    ``whole`` are layers to leave as they are, in place of transformers' choice: the output head.
+    """
     from transformers import BitsAndBytesConfig
 
     # It warns of a kernel for inference on a CPU that it would download.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
-    settings = BitsAndBytesConfig(
+    return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
+        llm_int8_skip_modules=whole,  # the name is older than four bits
     )
-    return {"quantization_config": settings, "device_map": {"": device}}
 
 
 def keep_one_format(model: nn.Module) -> None:

@@ -23,8 +23,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from envs.asking import Model, from_function
 from envs.data import Columns, DataTasks
+from envs.function_env import Model, from_function
 from envs.protocol import Environment, Message, Task, ToolSpec
 from envs.splitting import PERCENT
 from rewards import Outcome, Score, UsageError

@@ -15,10 +15,13 @@ import socket
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from posttrain.errors import UsageError
 from posttrain.serving.gate import KEY_VARIABLE
+
+if TYPE_CHECKING:
+    from posttrain.serving.vllm_front import Front
 
 INSTALL = "pip install 'posttrain[serve]'"
 _LONGEST_WINDOW = 32768  # tokens; a larger one is taken only when asked for
@@ -144,7 +147,7 @@ async def _with_vllm(
 ) -> None:
     from posttrain.export.checkpoint import dtype_of
     from posttrain.server import ServerSpec, device_of_vllm
-    from posttrain.serving.vllm_front import Front, PublicServer
+    from posttrain.serving.vllm_front import PublicServer
 
     host, port = address
     log = options.log or Path(tempfile.gettempdir()) / f"posttrain-serve-{port}.log"
@@ -158,7 +161,7 @@ async def _with_vllm(
         kv_cache_gib=options.kv_cache_gib,
         device=device_of_vllm(),
     )
-    server = PublicServer(spec, Front(host, port, name, end_ids_of(options.checkpoint)))
+    server = PublicServer(spec, _front(options.checkpoint, name, address))
     print(f"posttrain: starting vLLM; its log is {log}", file=sys.stderr)
     try:
         await server.start()
@@ -190,18 +193,21 @@ def _with_embedded(
     uvicorn.Server(config).run(sockets=[taken])
 
 
-def end_ids_of(checkpoint: str) -> tuple[int, ...]:
-    """The tokens that end an answer."""
+def _front(checkpoint: str, name: str, address: tuple[str, int]) -> Front:
+    """What the checkpoint's tokenizer says of how it is to be served."""
     from transformers import GenerationConfig
 
     from posttrain.chat import end_ids
     from posttrain.export.checkpoint import load_tokenizer
+    from posttrain.serving.vllm_front import Front, tool_parser_of
 
+    tokenizer = load_tokenizer(checkpoint)
     try:
         generation = GenerationConfig.from_pretrained(checkpoint)
     except OSError:  # it has no generation_config.json
         generation = GenerationConfig()
-    return end_ids(load_tokenizer(checkpoint), generation)
+    parser = tool_parser_of(tokenizer.chat_template or "")
+    return Front(*address, name, end_ids(tokenizer, generation), parser)
 
 
 def _chat(options: argparse.Namespace) -> int:

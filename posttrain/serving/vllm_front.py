@@ -1,6 +1,7 @@
 """vLLM's OpenAI-compatible server for users, behind the gate.
 
-Decides the command line. Unlike a rollout server it has no development routes, keeps the
+Decides the command line, and who reads tool calls: vLLM's parser of the template's own format.
+Unlike a rollout server it has no development routes, keeps the
 checkpoint's template and generation defaults, and listens where it was told. It runs under the
 same guard: it ends with this process, however that ends.
 """
@@ -13,10 +14,12 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
+from envs.tool_formats import format_of
 from posttrain.errors import RunError
 from posttrain.server import ServerSpec, VllmServer, cpu_flags, environment
 
 _WATCH_EVERY_S = 0.5
+_TOOL_PARSERS = {"hermes": "hermes", "llama3": "llama3_json", "mistral": "mistral"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +30,7 @@ class Front:
     port: int
     name: str
     end_ids: tuple[int, ...]  # the tokens that end a turn
+    tool_parser: str = ""  # vLLM's name for how the model writes tool calls; empty: it writes none
 
 
 class PublicServer(VllmServer):
@@ -57,6 +61,16 @@ class PublicServer(VllmServer):
         raise RunError(f"the vLLM server ended\n{self.tail(40)}")
 
 
+def tool_parser_of(template: str) -> str:
+    """vLLM's parser of the tool calls that a chat template teaches; "" where it knows no tools."""
+    form = format_of(template)
+    if form is None:
+        return ""
+    if form.name == "deepseek":  # V3 and R1 write the arguments in a fence, V3.1 does not
+        return "deepseek_v3" if "```json" in template else "deepseek_v31"
+    return _TOOL_PARSERS[form.name]
+
+
 def public_command(spec: ServerSpec, front: Front) -> list[str]:
     """The command line of a server for users."""
     flags: dict[str, Any] = {
@@ -73,6 +87,9 @@ def public_command(spec: ServerSpec, front: Front) -> list[str]:
         "--uvicorn-log-level": "warning",
     }
     switches = ["--disable-uvicorn-access-log"]
+    if front.tool_parser:
+        flags["--tool-call-parser"] = front.tool_parser
+        switches.append("--enable-auto-tool-choice")
     if spec.device == "cpu":
         # Imported in the worker, it asks the kernel for AMX; its methods have no route here.
         flags["--worker-extension-cls"] = spec.worker_extension

@@ -11,7 +11,6 @@ arXiv:2404.04626). It is said once, with the numbers, and kept in the record.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -19,37 +18,16 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import Field, model_validator
 
 from posttrain.config import Positive
-from posttrain.jsonl import finite
+from posttrain.trainers.adapters import adapter_config, check_base, quantisation
 from posttrain.trainers.chosen_watch import ChosenWatch
 from posttrain.trainers.conversations import name_of, read_rows
-from posttrain.trainers.pair_settings import PairSettings, base_record, progress
+from posttrain.trainers.pair_training import PairJob, PairSettings
 from posttrain.trainers.pairs import read_judged, read_pairs
-from posttrain.trainers.preference_data import (
-    Cutter,
-    Row,
-    fingerprint,
-    some,
-    split,
-    with_mismatched,
-)
+from posttrain.trainers.preference_data import Cutter, Row, some, split, with_mismatched
 from posttrain.trainers.preference_losses import LOSSES, Loss
 from posttrain.trainers.reference_cache import cache_folder
-from posttrain.trainers.training import (
-    AdapterSettings,
-    Place,
-    adapter_config,
-    arguments,
-    check_adapter,
-    check_base,
-    check_free,
-    checkpoint_tokenizer,
-    main_rank,
-    plain_output,
-    run,
-    save_model,
-    window,
-    with_changes,
-)
+from posttrain.trainers.settings import AdapterSettings, with_changes
+from posttrain.trainers.training import Place, points, tokens_seen
 
 LossName = Literal[
     "dpo", "dpo_norm", "robust", "ipo", "apo_zero", "apo_down", "kto", "simpo", "orpo", "cpo"
@@ -78,7 +56,7 @@ class PreferenceSettings(PairSettings):
     good_weight: Positive = Field(default=1.0, description="kto: weight of good answers")
     bad_weight: Positive = Field(default=1.0, description="kto: weight of bad answers")
     lora: PreferenceAdapterSettings | None = Field(
-        default=None, description="rank, alpha, targets, dropout, dora, rslora, start"
+        default=None, description="rank, alpha, targets, dropout, dora, rslora, bits, start"
     )
     reference_cache: str = Field(
         default="", description="folder for reference log-probs; empty: the user's cache"
@@ -128,36 +106,26 @@ def train_preferences(
     Ctrl-C it raises KeyboardInterrupt; ``resume=True`` goes on from there.
     """
     settings = with_changes(PreferenceSettings, settings, changes)
-    check_free(Path(out_dir))
-    settings.batches()  # raises before anything is read
-    tokenizer = checkpoint_tokenizer(model)
-    _check_adapters(settings.lora, str(model))
-    rows = _rows(tokenizer, data, settings, window(model, settings), seed)
-    digest = fingerprint([*rows.train, *rows.held_out])
-    asked = {"model": str(model), "rows": digest, "seed": seed, **settings.asked()}
-    place = Place(out_dir, asked, resume=settings.resume)
-    with place, plain_output():
-        trainer = _trainer(str(model), tokenizer, rows, settings, place, seed)
+    job = PairJob(model, out_dir, settings, seed)
+    if settings.lora and settings.lora.start:
+        check_base(settings.lora.start, model)
+    rows = _rows(job.tokenizer, data, settings, job.window, seed)
+    with job.place(rows) as place:
+        trainer = _trainer(job, rows, place)
         watch = ChosenWatch(settings.own["beta"], settings.chosen.reference)
-        for callback in (watch, progress(_SHOWN, settings.quiet or not main_rank())):
-            trainer.add_callback(callback)
-        result = run(trainer, place)
+        trainer.add_callback(watch)
+        result = job.run(trainer, place, _SHOWN)
         held_out = trainer.evaluate() if rows.held_out else {}
-        history = trainer.state.log_history
-        record = base_record(model, settings, seed, rows.counts, result) | {
-            "rows": len(rows.train),
-            "tokens": _last(history, "num_tokens"),
-            "curves": [_point(log) for log in history if "loss" in log],
-            "chosen_logprob": watch.numbers(),
-            "warnings": watch.warnings,
-            "held_out": {
-                name: held_out[f"eval_{name}"] for name in _POINT if f"eval_{name}" in held_out
-            },
-        }
-        if not main_rank():
-            return place.out
-        save_model(trainer, tokenizer, place.model)
-        return place.finish(finite(record), RECORD)
+        record = job.record(
+            rows,
+            result,
+            tokens=tokens_seen(trainer),
+            curves=points(trainer, *_POINT),
+            chosen_logprob=watch.numbers(),
+            warnings=watch.warnings,
+            held_out={n: held_out[f"eval_{n}"] for n in _POINT if f"eval_{n}" in held_out},
+        )
+        return job.finish(trainer, place, record, RECORD)
 
 
 _SHOWN = {
@@ -171,20 +139,6 @@ _POINT = (
     *("rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies"),
     *("logps/chosen", "logps/rejected"),
 )
-
-
-def _point(log: Mapping[str, Any]) -> dict[str, float]:
-    return {name: log[name] for name in ("step", *_POINT) if name in log}
-
-
-def _last(history: Sequence[Mapping[str, Any]], name: str) -> int:
-    return int(next((log[name] for log in reversed(history) if name in log), 0))
-
-
-def _check_adapters(lora: PreferenceAdapterSettings | None, model: str) -> None:
-    check_adapter(lora, model)
-    if lora and lora.start:
-        check_base(lora.start, model)
 
 
 def _rows(tokenizer: Any, data: Any, settings: PreferenceSettings, limit: int, seed: int) -> _Data:
@@ -208,60 +162,49 @@ def _rows(tokenizer: Any, data: Any, settings: PreferenceSettings, limit: int, s
     return _Data(train, held_out, counts + found.counts)
 
 
-def _trainer(
-    model: str,
-    tokenizer: Any,
-    rows: _Data,
-    settings: PreferenceSettings,
-    place: Place,
-    seed: int,
-) -> Any:
+def _trainer(job: PairJob[PreferenceSettings], rows: _Data, place: Place) -> Any:
     from datasets import Dataset
     from trl import DPOConfig, KTOConfig
 
     from posttrain.trainers import preference_trainers as kinds
 
-    loss, own = settings.chosen, settings.own
-    start = settings.lora.start if settings.lora else ""
-    given: dict[str, Any] = {}
-    kind: Any
-    shared = {
+    settings, loss, own = job.settings, job.settings.chosen, job.settings.own
+    start, quantised = settings.lora.start if settings.lora else "", quantisation(settings.lora)
+    given: dict[str, Any] = {
         "beta": own["beta"],
-        **settings.batches(),
-        "logging_steps": settings.log_every,
         "max_length": None,  # rows are cut already
         "precompute_ref_log_probs": True,  # without reference: keeps TRL from loading one
         # Weights and optimiser stay float32 under autocast: small steps vanish in bfloat16.
         "model_init_kwargs": {"dtype": "float32"},
         **loss.trl,
     }
+    kind: Any = kinds.PairTrainer
     if settings.loss == "kto":
-        weights = {"desirable_weight": own["good_weight"], "undesirable_weight": own["bad_weight"]}
-        made = arguments(KTOConfig, settings, place.work, seed, **shared, **weights)
         kind = kinds.VerdictTrainer
-    else:
-        extra = {key: own[key] for key in ("label_smoothing",) if key in own}
-        made = arguments(DPOConfig, settings, place.work, seed, **shared, **extra)
-        kind = kinds.PairTrainer
-        if loss.function is not None:
-            kind = kinds.ReferenceFreeTrainer
-            given["pair_loss"] = partial(loss.function, **own)
+        given |= {"desirable_weight": own["good_weight"], "undesirable_weight": own["bad_weight"]}
+    elif loss.function is not None:
+        kind = partial(kinds.ReferenceFreeTrainer, pair_loss=partial(loss.function, **own))
+    elif "label_smoothing" in own:
+        given["label_smoothing"] = own["label_smoothing"]
     return kind(
-        model=_with_adapter(model, start) if start else model,
-        args=made,
+        model=_with_adapter(job.model, start, quantised) if start else job.model,
+        args=job.arguments(KTOConfig if settings.loss == "kto" else DPOConfig, place, **given),
         train_dataset=Dataset.from_list(rows.train),
         eval_dataset=Dataset.from_list(rows.held_out) if rows.held_out else None,
-        processing_class=tokenizer,
+        processing_class=job.tokenizer,
         peft_config=None if start else adapter_config(settings.lora, "CAUSAL_LM"),
+        quantization_config=None if start else quantised,
         cache_folder=cache_folder(settings.reference_cache),
-        **given,
+        start=start,
     )
 
 
-def _with_adapter(model: str, adapter: str) -> Any:
+def _with_adapter(model: str, adapter: str, quantised: Any) -> Any:
     """The model with a trained adapter; the reference is the model with the adapter as it was."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    base = AutoModelForCausalLM.from_pretrained(model, dtype="float32")
+    base = AutoModelForCausalLM.from_pretrained(
+        model, dtype="float32", quantization_config=quantised
+    )
     return PeftModel.from_pretrained(base, adapter, is_trainable=True)

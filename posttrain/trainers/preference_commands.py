@@ -42,7 +42,7 @@ def add_parser(commands: Any) -> None:
 def run(command: str, options: argparse.Namespace) -> int:
     """Prints the result's record in one line of JSON; exit codes as everywhere."""
     from posttrain.config import checked, read_tree, settings_table
-    from posttrain.trainers.training import main_rank
+    from posttrain.trainers.settings import main_rank
 
     kind, train, record = job(command)
     if options.settings:

@@ -15,6 +15,7 @@ from torch import Tensor
 from trl import DPOTrainer, KTOTrainer
 
 from posttrain.trainers import reference_cache
+from posttrain.trainers.adapters import settle_quantised
 from posttrain.trainers.preference_data import fingerprint
 
 
@@ -23,8 +24,8 @@ class _Prepared:
 
     columns: tuple[str, ...]
 
-    def __init__(self, *, cache_folder: Path, **given: Any) -> None:
-        self.cache_folder = cache_folder
+    def __init__(self, *, cache_folder: Path, start: str, **given: Any) -> None:
+        self.cache_folder, self.start = cache_folder, start
         super().__init__(**given)
 
     def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
@@ -32,6 +33,7 @@ class _Prepared:
 
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
         trainer: Any = self
+        settle_quantised(trainer, self.start)
         rows = fingerprint(dataset.to_list())
         settings = {"trainer": type(trainer).__name__, "bf16": trainer.args.bf16}
         key = reference_cache.key_of(self._weights(), rows, settings)

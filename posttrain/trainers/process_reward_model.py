@@ -20,27 +20,15 @@ from pydantic import Field
 
 from posttrain.config import Positive
 from posttrain.errors import UsageError
-from posttrain.jsonl import finite
+from posttrain.trainers.adapters import adapter_config, quantisation
 from posttrain.trainers.conversations import name_of, read_rows
-from posttrain.trainers.pair_settings import PairSettings, base_record, progress
-from posttrain.trainers.preference_data import Row, fingerprint, some, split
+from posttrain.trainers.pair_training import PairJob, PairSettings
+from posttrain.trainers.preference_data import Row, some, split
 from posttrain.trainers.reward_data import settle_pad_token
 from posttrain.trainers.reward_judging import calibration
 from posttrain.trainers.reward_page import page
-from posttrain.trainers.training import (
-    Place,
-    adapter_config,
-    arguments,
-    check_adapter,
-    check_free,
-    checkpoint_tokenizer,
-    main_rank,
-    plain_output,
-    run,
-    save_model,
-    window,
-    with_changes,
-)
+from posttrain.trainers.settings import with_changes
+from posttrain.trainers.training import Place, points
 from rewards.model.failures import Unjudged
 from rewards.model.process import mark_steps
 from rewards.model.reading import Reader, ReadingSettings
@@ -90,33 +78,15 @@ def train_process_reward_model(
     settings = with_changes(ProcessRewardModelSettings, settings, changes)
     if settings.too_long == "truncate":
         raise UsageError('too_long = "truncate": a process reward model needs every step')
-    check_free(Path(out_dir))
-    settings.batches()  # raises before anything is read
-    tokenizer = checkpoint_tokenizer(model)
-    check_adapter(settings.lora, str(model))
-    rows = _rows(tokenizer, data, settings, window(model, settings), seed)
-    digest = fingerprint([*rows.train, *rows.held_out])
-    asked = {"model": str(model), "rows": digest, "seed": seed, **settings.asked()}
-    place = Place(out_dir, asked, resume=settings.resume)
-    with place, plain_output():
-        trainer = _trainer(str(model), tokenizer, rows.train, settings, place, seed)
-        trainer.add_callback(progress({"loss": "loss"}, settings.quiet or not main_rank()))
-        result = run(trainer, place)
+    job = PairJob(model, out_dir, settings, seed)
+    rows = _rows(job.tokenizer, data, settings, job.window, seed)
+    with job.place(rows) as place:
+        trainer = _trainer(job, rows.train, place)
+        result = job.run(trainer, place, {"loss": "loss"})
         held_out = _judge(trainer.model, rows.held_out)
-        record = base_record(model, settings, seed, rows.counts, result) | {
-            "rows": len(rows.train),
-            "losses": [
-                {"step": log["step"], "loss": log["loss"]}
-                for log in trainer.state.log_history
-                if "loss" in log
-            ],
-            "held_out": held_out,
-        }
-        if not main_rank():
-            return place.out
-        save_model(trainer, tokenizer, place.model)
-        (place.model / PAGE).write_text(page(place.out.name, finite(record)))
-        return place.finish(finite(record), RECORD)
+        record = job.record(rows, result, losses=points(trainer, "loss"), held_out=held_out)
+        files = {PAGE: page(place.out.name, record)}
+        return job.finish(trainer, place, record, RECORD, **files)
 
 
 # data
@@ -178,38 +148,28 @@ def _tokens(reader: Reader, one: _Steps, settings: ProcessRewardModelSettings) -
 # training
 
 
-def _trainer(
-    model: str,
-    tokenizer: Any,
-    rows: list[Row],
-    settings: ProcessRewardModelSettings,
-    place: Place,
-    seed: int,
-) -> Any:
+def _trainer(job: PairJob[ProcessRewardModelSettings], rows: list[Row], place: Place) -> Any:
     import transformers
     from datasets import Dataset
     from peft import get_peft_model
 
-    transformers.set_seed(seed)  # the head is new
+    transformers.set_seed(job.seed)  # the head is new
     loaded: Any = transformers.AutoModelForTokenClassification.from_pretrained(
-        model, num_labels=2, id2label={0: "bad", 1: "good"}, dtype="float32"
+        job.model,
+        num_labels=2,
+        id2label={0: "bad", 1: "good"},
+        dtype="float32",
+        quantization_config=quantisation(job.settings.lora, "score"),
     )
-    loaded.config.get_text_config().pad_token_id = tokenizer.pad_token_id
-    if settings.lora is not None:
-        loaded = get_peft_model(loaded, adapter_config(settings.lora, "TOKEN_CLS"))
+    loaded.config.get_text_config().pad_token_id = job.tokenizer.pad_token_id
+    if job.settings.lora is not None:
+        loaded = get_peft_model(loaded, adapter_config(job.settings.lora, "TOKEN_CLS"))
     return transformers.Trainer(
         model=loaded,
-        args=arguments(
-            transformers.TrainingArguments,
-            settings,
-            place.work,
-            seed,
-            **settings.batches(),
-            logging_steps=settings.log_every,
-        ),
-        data_collator=transformers.DataCollatorForTokenClassification(tokenizer),
+        args=job.arguments(transformers.TrainingArguments, place),
+        data_collator=transformers.DataCollatorForTokenClassification(job.tokenizer),
         train_dataset=Dataset.from_list(rows),
-        processing_class=tokenizer,
+        processing_class=job.tokenizer,
     )
 
 

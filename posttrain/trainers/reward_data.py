@@ -15,7 +15,7 @@ from pydantic import Field
 from posttrain.config import Positive
 from posttrain.errors import UsageError
 from posttrain.trainers.conversations import name_of, read_rows
-from posttrain.trainers.pair_settings import PairSettings
+from posttrain.trainers.pair_training import PairSettings
 from posttrain.trainers.pairs import Pair, read_pairs
 from posttrain.trainers.preference_data import Row, some, split
 from rewards.model.failures import Unjudged

@@ -8,30 +8,18 @@ up to K - 1 batches.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from posttrain.jsonl import finite
-from posttrain.trainers.pair_settings import base_record, progress
-from posttrain.trainers.preference_data import Row, fingerprint
+from posttrain.trainers.adapters import adapter_config, quantisation
+from posttrain.trainers.pair_training import PairJob
+from posttrain.trainers.preference_data import Row
 from posttrain.trainers.reward_data import RewardModelSettings, RewardRows, reward_rows
 from posttrain.trainers.reward_judging import ScoredPair, judge
 from posttrain.trainers.reward_page import page
-from posttrain.trainers.training import (
-    Place,
-    adapter_config,
-    arguments,
-    check_adapter,
-    check_free,
-    checkpoint_tokenizer,
-    main_rank,
-    plain_output,
-    run,
-    save_model,
-    window,
-    with_changes,
-)
+from posttrain.trainers.settings import with_changes
+from posttrain.trainers.training import Place, points
 
 AT_ONCE = 32  # rows scored in one pass
 RECORD, PAGE, SCORES = "reward_model.json", "reward_model.html", "held_out.jsonl"
@@ -57,84 +45,51 @@ def train_reward_model(
     Ctrl-C it raises KeyboardInterrupt; ``resume=True`` goes on from there.
     """
     settings = with_changes(RewardModelSettings, settings, changes)
-    check_free(Path(out_dir))
-    settings.batches()  # raises before anything is read
-    tokenizer = checkpoint_tokenizer(model)
-    check_adapter(settings.lora, str(model))
-    rows = reward_rows(tokenizer, data, settings, window(model, settings), seed)
-    digest = fingerprint([*rows.train, *rows.held_out])
-    asked = {"model": str(model), "rows": digest, "seed": seed, **settings.asked()}
-    place = Place(out_dir, asked, resume=settings.resume)
-    with place, plain_output():
-        trainer = _trainer(str(model), tokenizer, rows, settings, place, seed)
-        trainer.add_callback(progress(_SHOWN, settings.quiet or not main_rank()))
-        result = run(trainer, place)
-        scored = score_pairs(trainer.model, rows.held_out, tokenizer.pad_token_id)
-        record = base_record(model, settings, seed, rows.counts, result) | {
-            "rows": len(rows.train),
-            "ties": sum(row["tie"] for row in rows.train),
-            "losses": [_point(log) for log in trainer.state.log_history if "loss" in log],
-            "held_out": judge(scored, rows.eta),
-        }
-        if not main_rank():
-            return place.out
-        save_model(trainer, tokenizer, place.model)
-        return _finish(place, finite(record), scored)
+    job = PairJob(model, out_dir, settings, seed)
+    rows = reward_rows(job.tokenizer, data, settings, job.window, seed)
+    with job.place(rows) as place:
+        trainer = _trainer(job, rows, place)
+        result = job.run(trainer, place, _SHOWN)
+        scored = score_pairs(trainer.model, rows.held_out, job.tokenizer.pad_token_id)
+        record = job.record(
+            rows,
+            result,
+            ties=sum(row["tie"] for row in rows.train),
+            losses=points(trainer, *_SHOWN),
+            held_out=judge(scored, rows.eta),
+        )
+        lines = (
+            json.dumps({name: getattr(pair, name) for name in ScoredPair.__slots__})
+            for pair in scored
+        )
+        files = {PAGE: page(place.out.name, record), SCORES: "".join(f"{line}\n" for line in lines)}
+        return job.finish(trainer, place, record, RECORD, **files)
 
 
-def _finish(place: Place, record: Mapping[str, Any], scored: Sequence[ScoredPair]) -> Path:
-    lines = [
-        json.dumps({name: getattr(pair, name) for name in ScoredPair.__slots__}) + "\n"
-        for pair in scored
-    ]
-    (place.model / SCORES).write_text("".join(lines))
-    (place.model / PAGE).write_text(page(place.out.name, record))
-    return place.finish(record, RECORD)
-
-
-def _point(log: Mapping[str, Any]) -> dict[str, float]:
-    return {name: log[name] for name in ("step", "loss", "accuracy", "margin") if name in log}
-
-
-# training
-
-
-def _trainer(
-    model: str,
-    tokenizer: Any,
-    rows: RewardRows,
-    settings: RewardModelSettings,
-    place: Place,
-    seed: int,
-) -> Any:
+def _trainer(job: PairJob[RewardModelSettings], rows: RewardRows, place: Place) -> Any:
     from datasets import Dataset
     from trl import RewardConfig
 
     from posttrain.trainers.reward_trainers import Collator, PairRewardTrainer
 
-    ties = rows.eta > 0
     columns = ["chosen_ids", "rejected_ids"]
     columns += ["margin"] if any(row["margin"] for row in rows.train) else []
-    columns += ["tie"] if ties else []
-    given = arguments(
-        RewardConfig,
-        settings,
-        place.work,
-        seed,
-        **settings.batches(),
-        logging_steps=settings.log_every,
-        max_length=None,  # rows are cut already
-        center_rewards_coefficient=settings.centre or None,
-        model_init_kwargs={"dtype": "float32"},
-    )
+    columns += ["tie"] if rows.eta > 0 else []
     return PairRewardTrainer(
         eta=rows.eta,
-        model=model,
-        args=given,
-        data_collator=Collator(pad_token_id=tokenizer.pad_token_id),
+        model=job.model,
+        args=job.arguments(
+            RewardConfig,
+            place,
+            max_length=None,  # rows are cut already
+            center_rewards_coefficient=job.settings.centre or None,
+            model_init_kwargs={"dtype": "float32"},
+        ),
+        data_collator=Collator(pad_token_id=job.tokenizer.pad_token_id),
         train_dataset=Dataset.from_list([{c: row[c] for c in columns} for row in rows.train]),
-        processing_class=tokenizer,
-        peft_config=adapter_config(settings.lora, "SEQ_CLS"),
+        processing_class=job.tokenizer,
+        peft_config=adapter_config(job.settings.lora, "SEQ_CLS"),
+        quantization_config=quantisation(job.settings.lora, "score"),
     )
 
 
@@ -148,9 +103,7 @@ def score_pairs(model: Any, rows: Sequence[Row], pad: int) -> list[ScoredPair]:
     ]
 
 
-def raw_scores(
-    model: Any, rows: Sequence[Sequence[int]], pad: int, at_once: int = 32
-) -> list[float]:
+def raw_scores(model: Any, rows: Sequence[Sequence[int]], pad: int) -> list[float]:
     """The head's output for each row of token ids, rows of similar lengths together."""
     import torch
 

@@ -17,24 +17,25 @@ from typing import TYPE_CHECKING, Any
 from posttrain.errors import UsageError
 from posttrain.jsonl import finite
 from posttrain.provenance import package_versions
+from posttrain.trainers.adapters import settle_quantised
 from posttrain.trainers.conversations import name_of
 from posttrain.trainers.examples import Example, Examples, make_examples
 from posttrain.trainers.masks import Renderer
 from posttrain.trainers.mixing import mixed, pass_size
 from posttrain.trainers.packing import packed_implementation
 from posttrain.trainers.preview import EXAMPLES, parts_of, show
+from posttrain.trainers.settings import main_rank, with_changes
 from posttrain.trainers.sft_model import check_lora, load_model, new_adapter, save
 from posttrain.trainers.sft_settings import SftSettings
 from posttrain.trainers.training import (
     Place,
     arguments,
-    batches,
     check_free,
-    main_rank,
     plain_output,
+    points,
     run,
+    tokens_seen,
     window,
-    with_changes,
 )
 from posttrain.trainers.vocabulary import Starts, prepare_tokenizer
 
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 Rows = Sequence[Mapping[str, Any]]
+_CURVES = ("loss", "learning_rate", "grad_norm", "mean_token_accuracy")
 _GATHER = "stage3_gather_16bit_weights_on_model_save"
 
 
@@ -88,9 +90,12 @@ class Prepared:
 
     def asked(self) -> dict[str, Any]:
         """What must be the same when an interrupted training goes on."""
-        free = {"resume", "quiet", "threads", "log_every", "checkpoint_every"}
-        settings = self.settings.model_dump(mode="json", exclude=free)
-        return {"model": self.model, "seed": self.seed, "examples": self.digest, **settings}
+        return {
+            "model": self.model,
+            "seed": self.seed,
+            "examples": self.digest,
+            **self.settings.asked(),
+        }
 
 
 def prepare(
@@ -107,7 +112,7 @@ def prepare(
     _check_deepspeed(settings)
     tokenizer, starts = prepare_tokenizer(model, settings)
     check_lora(settings.lora, str(model), starts)
-    batches(settings.batch_size, settings.micro_batch_size)
+    settings.batches()
     thinking = "template" if settings.thinking == "split" else settings.thinking
     renderer = Renderer(tokenizer, thinking=thinking, variables=settings.template_args)
     examples = make_examples(sources, renderer, settings, window(model, settings))
@@ -179,8 +184,6 @@ def _train(ready: Prepared, place: Place) -> Path:
         result = run(trainer, place)
         folder = place.model
         save(trainer, ready.tokenizer, folder, ready.model, ready.starts)
-        history = trainer.state.log_history
-        seconds, tokens = result.metrics["train_runtime"], _last(history, "num_tokens")
         record = {
             "model": ready.model,
             "seed": ready.seed,
@@ -189,25 +192,15 @@ def _train(ready: Prepared, place: Place) -> Path:
             "data": ready.report,
             "examples": ready.shown,
             "steps": result.global_step,
-            "seconds": seconds,
-            "tokens": tokens,
+            "seconds": result.metrics["train_runtime"],
+            "tokens": tokens_seen(trainer),
             "loss": result.training_loss,
-            "losses": [_point(log) for log in history if "loss" in log],
+            "losses": points(trainer, *_CURVES),
             "versions": package_versions(),
         }
         if not main_rank():
             return place.out
         return place.finish(finite(record), "sft.json")
-
-
-def _last(history: list[dict[str, Any]], name: str) -> int:
-    return int(next((log[name] for log in reversed(history) if name in log), 0))
-
-
-def _point(log: Mapping[str, Any]) -> dict[str, float]:
-    """One point of the loss curve."""
-    names = ("step", "loss", "learning_rate", "grad_norm", "mean_token_accuracy")
-    return {name: log[name] for name in names if name in log}
 
 
 def make_trainer(ready: Prepared, folder: Path) -> Any:
@@ -226,13 +219,15 @@ def make_trainer(ready: Prepared, folder: Path) -> Any:
         "input_ids": [example.token_ids for example in ready.order],
         "labels": [example.labels for example in ready.order],
     }
-    return SFTTrainer(
+    trainer = SFTTrainer(
         model=model,
         args=args,
         train_dataset=Dataset.from_dict(columns),
         processing_class=ready.tokenizer,
         peft_config=new_adapter(ready.settings, model, ready.starts),
     )
+    settle_quantised(trainer, ready.settings.lora.start if ready.settings.lora else "")
+    return trainer
 
 
 def _arguments(ready: Prepared, folder: Path) -> Any:
@@ -241,12 +236,10 @@ def _arguments(ready: Prepared, folder: Path) -> Any:
     settings = ready.settings
     rows = settings.packing == "rows"
     given: dict[str, Any] = {
-        **batches(settings.batch_size, settings.micro_batch_size),
         "max_length": settings.max_length if rows else None,  # else nothing is left to cut
         "packing": rows,
         "padding_free": settings.packing == "batch",
         "neftune_noise_alpha": settings.neftune_alpha or None,
-        "logging_steps": settings.log_every,
         "logging_first_step": False,
         "deepspeed": settings.deepspeed or None,
     }

@@ -36,8 +36,8 @@ def run(options: argparse.Namespace) -> int:
     data = config.data or None
     if options.preview:
         return _preview(config.model, data, settings, config.seed)
+    from posttrain.trainers.settings import main_rank
     from posttrain.trainers.sft import sft
-    from posttrain.trainers.training import main_rank
 
     out = sft(config.model, data, config.out_dir, settings, seed=config.seed)
     if main_rank():

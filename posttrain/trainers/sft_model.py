@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from posttrain.errors import UsageError
+from posttrain.trainers.adapters import adapter_config, check_adapter, check_base, quantisation
+from posttrain.trainers.settings import main_rank
 from posttrain.trainers.sft_settings import SftAdapterSettings, SftSettings
-from posttrain.trainers.training import adapter_config, check_adapter, check_base, main_rank
 from posttrain.trainers.vocabulary import Starts, add_embeddings
 
 if TYPE_CHECKING:
@@ -24,8 +25,6 @@ def check_lora(lora: SftAdapterSettings | None, model: str, starts: Starts) -> N
     if lora is None:
         return
     check_adapter(lora, model)
-    if lora.bits:
-        _check_bitsandbytes()
     if not lora.start:
         return
     check_base(lora.start, model)
@@ -40,13 +39,6 @@ def check_lora(lora: SftAdapterSettings | None, model: str, starts: Starts) -> N
         raise UsageError("new_tokens and lora.start: an adapter has no room for new tokens")
 
 
-def _check_bitsandbytes() -> None:
-    from importlib.util import find_spec
-
-    if find_spec("bitsandbytes") is None:
-        raise UsageError("lora.bits needs bitsandbytes: pip install bitsandbytes")
-
-
 def load_model(
     model: str, settings: SftSettings, starts: Starts, *, bf16: bool, attention: str | None
 ) -> Any:
@@ -56,8 +48,8 @@ def load_model(
 
     frozen = settings.lora is not None and not starts
     options: dict[str, Any] = {"dtype": torch.bfloat16 if bf16 and frozen else torch.float32}
-    if settings.lora and settings.lora.bits:
-        options["quantization_config"] = _nf4()
+    if quantised := quantisation(settings.lora):
+        options["quantization_config"] = quantised
     if attention:
         options["attn_implementation"] = attention
     loaded = AutoModelForCausalLM.from_pretrained(model, **options)
@@ -67,18 +59,6 @@ def load_model(
 
         loaded = PeftModel.from_pretrained(loaded, settings.lora.start, is_trainable=True)
     return loaded
-
-
-def _nf4() -> Any:
-    import torch
-    from transformers import BitsAndBytesConfig
-
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16,
-    )
 
 
 def new_adapter(settings: SftSettings, model: Any, starts: Starts) -> Any:

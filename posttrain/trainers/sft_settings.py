@@ -6,20 +6,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from posttrain.config import Count, Positive, checked, read_tree
-from posttrain.trainers.training import AdapterSettings, PaceSettings
+from posttrain.trainers.settings import AdapterSettings, TrainerSettings
 
 
 class SftAdapterSettings(AdapterSettings):
     """An adapter to train: ``lora = {rank = 16, alpha = 32}``; the result is merged as well."""
 
-    bits: Literal[4] | None = None  # of the frozen weights: 4 is NF4 (QLoRA, arXiv:2305.14314)
     start: str = ""  # folder of an adapter of the same base to go on from
 
 
-class SftSettings(PaceSettings):
+class SftSettings(TrainerSettings):
     """Data, loss and pace. The rates suit full training of a model of a few million."""
 
     learning_rate: Positive = Field(
@@ -27,9 +26,6 @@ class SftSettings(PaceSettings):
     )
     batch_size: Count = Field(
         default=32, description="conversations in one step, over all ranks; with packing=rows, rows"
-    )
-    micro_batch_size: Count | None = Field(
-        default=None, description="of them at once on a rank; the rest is accumulated. None: all"
     )
     packing: Literal["off", "batch", "rows"] = Field(
         default="off",
@@ -67,20 +63,14 @@ class SftSettings(PaceSettings):
         default=0.0, ge=0.0, description="noise on embeddings in training (arXiv:2310.05914)"
     )
     lora: SftAdapterSettings | None = Field(
-        default=None, description="rank, alpha, targets, dropout, dora, rslora, bits, start"
+        default=None,
+        description="rank, alpha, targets, dropout, dora, rslora, bits, start; {}: all weights",
     )
     deepspeed: str = Field(default="", description="DeepSpeed's JSON file, for several ranks")
-    log_every: Count = Field(default=10, description="steps between two points of the loss curve")
     trl: dict[str, Any] = Field(
         default_factory=dict, description="further arguments of trl.SFTConfig, by their names"
     )
-    resume: bool = Field(default=False, description="go on with an interrupted training")
     quiet: bool = Field(default=False, description="show no examples, no report")
-
-    @field_validator("lora", mode="before")
-    @classmethod
-    def _empty_is_off(cls, lora: Any) -> Any:
-        return None if lora == {} else lora  # TOML has no word for nothing
 
 
 class SftConfig(SftSettings):

@@ -1,4 +1,4 @@
-"""Running a trainer of TRL: its arguments, its folder, checkpoints, interruption, adapters.
+"""Running a trainer of TRL: its arguments, its folder, checkpoints, interruption.
 
 Until it is complete, a training lies in ``<out>.unfinished`` beside its place: what it was asked
 for, and the trainer's checkpoints. The result appears under its name in one move. Ctrl-C lets the
@@ -17,12 +17,10 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self
 
-from pydantic import Field
-
-from posttrain.config import Count, Positive, Settings, checked
 from posttrain.errors import UsageError
+from posttrain.trainers.settings import TrainerSettings, main_rank, ranks
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -30,53 +28,6 @@ if TYPE_CHECKING:
 _UNFINISHED = ".unfinished"
 _ASKED = "asked.json"
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
-
-
-class AdapterSettings(Settings):
-    """Low-rank adapters by PEFT: LoRA (arXiv:2106.09685), and two variants of it."""
-
-    rank: Count = 16
-    alpha: Count = 32
-    targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"  # or names of linear layers
-    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    dora: bool = False  # direction and magnitude apart (arXiv:2402.09353)
-    rslora: bool = False  # scaled by alpha / sqrt(rank) (arXiv:2312.03732)
-
-
-class PaceSettings(Settings):
-    """What every trainer here is asked: length, pace, precision, checkpoints."""
-
-    steps: Annotated[int, Field(ge=0)] = Field(
-        default=0, description="optimiser steps; 0: epochs decides"
-    )
-    epochs: Positive = Field(default=1.0, description="passes over the data, where steps is 0")
-    batch_size: Count = Field(default=32, description="rows in one step")
-    learning_rate: Positive = Field(default=1e-5, description="peak rate; falls along a cosine")
-    warmup_steps: Annotated[int, Field(ge=0)] = Field(
-        default=10, description="linear warm-up, in steps"
-    )
-    max_length: Count = Field(default=1024, description="tokens of a prompt with its answer")
-    too_long: Literal["error", "drop", "truncate"] = Field(
-        default="error", description="what to do with longer rows; both others are counted"
-    )
-    bad_rows: Literal["error", "drop"] = Field(
-        default="error", description="what to do with rows that cannot be used; drop: counted"
-    )
-    bf16: bool | None = Field(
-        default=None, description="bfloat16 autocast; None: where hardware has it"
-    )
-    threads: Annotated[int, Field(ge=0)] = Field(
-        default=0, description="CPU threads; 0 leaves torch's choice"
-    )
-    lora: AdapterSettings | None = Field(
-        default=None, description="adapters: rank, alpha, targets, dropout, dora, rslora"
-    )
-    checkpoint_every: Annotated[int, Field(ge=0)] = Field(
-        default=0, description="steps between checkpoints; 0: only when interrupted"
-    )
-
-
-PaceT = TypeVar("PaceT", bound=PaceSettings)
 
 
 class Place:
@@ -152,35 +103,7 @@ def check_free(out: Path) -> None:
         raise UsageError(f"{out} exists and is not empty: choose another folder or remove it")
 
 
-def ranks() -> int:
-    """Processes that train together, as torchrun and the DeepSpeed launcher say."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def main_rank() -> bool:
-    """Whether this process is the one that writes and speaks."""
-    return os.environ.get("RANK", "0") == "0"
-
-
-def batches(batch_size: int, micro_batch_size: int | None) -> dict[str, int]:
-    """How a step's rows are divided among ranks and passes. Raises UsageError where they can't."""
-    share, left = divmod(batch_size, ranks())
-    micro = micro_batch_size or share
-    if left or not micro or share % micro:
-        raise UsageError(
-            f"batch_size {batch_size} must be a multiple of {ranks()} ranks times "
-            f"micro_batch_size {micro}"
-        )
-    return {"per_device_train_batch_size": micro, "gradient_accumulation_steps": share // micro}
-
-
-def with_changes(kind: type[PaceT], settings: PaceT | None, changes: Mapping[str, Any]) -> PaceT:
-    """``settings`` with some of them replaced, checked. Raises UsageError."""
-    given = {} if settings is None else settings.model_dump(exclude_unset=True)
-    return checked(kind, {**given, **changes})
-
-
-def arguments(kind: Any, settings: PaceSettings, folder: Path, seed: int, **own: Any) -> Any:
+def arguments(kind: Any, settings: TrainerSettings, folder: Path, seed: int, **own: Any) -> Any:
     """TRL's or transformers' arguments of class ``kind``; ``own`` are the trainer's, and win."""
     import torch
 
@@ -189,11 +112,10 @@ def arguments(kind: Any, settings: PaceSettings, folder: Path, seed: int, **own:
     cuda = torch.cuda.is_available()
     fast_bf16 = cuda or torch.cpu._is_avx512_bf16_supported()
     every = settings.checkpoint_every
-    given = dict(
+    given: dict[str, Any] = settings.batches() | dict(
         output_dir=str(folder),
         max_steps=settings.steps or -1,
         num_train_epochs=settings.epochs,
-        per_device_train_batch_size=settings.batch_size,
         learning_rate=settings.learning_rate,
         lr_scheduler_type="cosine",
         warmup_steps=settings.warmup_steps,
@@ -203,7 +125,7 @@ def arguments(kind: Any, settings: PaceSettings, folder: Path, seed: int, **own:
         use_cpu=not cuda,
         ddp_backend=None if cuda or ranks() == 1 else "gloo",
         dataloader_pin_memory=cuda,
-        logging_steps=10,
+        logging_steps=settings.log_every,
         logging_first_step=True,
         disable_tqdm=not sys.stderr.isatty(),
         report_to="none",
@@ -232,6 +154,18 @@ def run(trainer: Trainer, place: Place) -> Any:
             f"command with resume goes on from {place.work}"
         )
     return result
+
+
+def points(trainer: Trainer, *names: str) -> list[dict[str, float]]:
+    """The curves: of each logged window of training, the fields of ``names`` that it has."""
+    logs = [log for log in trainer.state.log_history if "loss" in log]
+    return [{name: log[name] for name in ("step", *names) if name in log} for log in logs]
+
+
+def tokens_seen(trainer: Trainer) -> int:
+    """As TRL counts them; 0 where it does not."""
+    logs = reversed(trainer.state.log_history)
+    return int(next((log["num_tokens"] for log in logs if "num_tokens" in log), 0))
 
 
 @contextmanager
@@ -316,59 +250,10 @@ def checkpoint_tokenizer(model: str | Path) -> Any:
     return tokenizer
 
 
-def window(model: str | Path, settings: PaceSettings) -> int:
+def window(model: str | Path, settings: TrainerSettings) -> int:
     """``max_length``, or the model's own window where that is shorter."""
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(str(model)).get_text_config()
     own = int(getattr(config, "max_position_embeddings", 0) or settings.max_length)
     return min(settings.max_length, own)
-
-
-def check_adapter(settings: AdapterSettings | None, model: str) -> None:
-    """Raise UsageError for targets that the model does not have."""
-    from posttrain.lora import check_targets
-
-    if settings is not None:
-        check_targets(settings.targets, model, "lora.targets")
-
-
-def check_base(adapter: str | Path, model: str | Path) -> None:
-    """Raise UsageError unless ``adapter`` is a folder of PEFT's that was trained on ``model``."""
-    config = Path(adapter) / "adapter_config.json"
-    try:
-        base = str(json.loads(config.read_text())["base_model_name_or_path"])
-    except (OSError, ValueError, KeyError) as error:
-        raise UsageError(
-            f"{adapter} is not an adapter: its adapter_config.json: {error}"
-        ) from error
-    if base != str(model) and Path(base).resolve() != Path(model).resolve():
-        raise UsageError(f"the adapter {adapter} was trained on {base}, not on {model}")
-
-
-def adapter_config(settings: AdapterSettings | None, task: str) -> Any:
-    """PEFT's configuration; ``task`` is CAUSAL_LM, SEQ_CLS or TOKEN_CLS. None without adapters."""
-    if settings is None:
-        return None
-    from peft import LoraConfig
-
-    targets = settings.targets
-    return LoraConfig(
-        r=settings.rank,
-        lora_alpha=settings.alpha,
-        lora_dropout=settings.dropout,
-        target_modules=targets if isinstance(targets, str) else list(targets),
-        use_dora=settings.dora,
-        use_rslora=settings.rslora,
-        task_type=task,
-    )
-
-
-def save_model(trainer: Trainer, tokenizer: Any, folder: Path) -> None:
-    """An ordinary checkpoint; of adapters the merged model, and the adapter in ``adapter/``."""
-    model: Any = trainer.accelerator.unwrap_model(trainer.model)
-    if hasattr(model, "merge_and_unload"):
-        model.save_pretrained(folder / "adapter")
-        model = model.merge_and_unload()
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)

@@ -1,19 +1,21 @@
-"""Measures many episodes at once: how much of a run's time is the loop's own, beside slow tools.
+"""Measures many episodes at once: what the loop takes beside the waits for engine and tools.
 
 ::
 
     python scripts/bench/episodes.py --episodes 2000 --tool-ms 50
+    python scripts/bench/episodes.py --engine-ms 500 1500
 
 One JSON line. Each episode calls a tool that takes ``--tool-ms``, ``--calls`` times, then answers;
-an engine that answers at once stands in for the model. The same episodes are played with plain and
-with async tools. ``waits_s`` is what the waits alone need (plain tools share ``WORLDS.threads``
-threads), ``ratio`` is the best round by that. ``turn_ms`` is the processor time of the process per
-turn of the model, best round: the interpreter's work, which other programs on the machine stretch
-in seconds and hardly in this. Memory is the growth of the resident set from the second round to
-the last.
+the engine takes a time between the two of ``--engine-ms`` for each turn, drawn by seed, or none.
+The same episodes are played with plain and with async tools. ``waits_s`` is what the waits alone
+need: the longest sum of one episode's (plain tools share ``WORLDS.threads`` threads, so their sum
+over those, where that is longer); ``ratio`` is the best round by that. ``turn_ms`` is the processor
+time of the process per turn of the model, best round: the interpreter's work, which other programs
+on the machine stretch in seconds and hardly in this. Memory is the growth of the resident set from
+the second round to the last.
 
-What is measured is everything of ``posttrain.rollout`` and ``envs.tools``; the engine answers in
-no time, and there is no tokenizer, so a run with a model has more to do per turn and more to wait.
+What is measured is everything of ``posttrain.rollout`` and ``envs.tools``; there is no tokenizer,
+and an engine's client has work of its own for each turn.
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import random
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -61,10 +65,15 @@ class Async(Waiting):
         return "seen"
 
 
-class AtOnce:
-    """An engine that has always finished."""
+class Engine:
+    """Of one episode: takes these seconds for its turns."""
+
+    def __init__(self, turns_s: Sequence[float]) -> None:
+        self.turns_s = iter(turns_s)
 
     async def generate(self, request: Any) -> Completion:
+        if seconds := next(self.turns_s):
+            await asyncio.sleep(seconds)
         floats = np.zeros(1, dtype=np.float32)
         return Completion(IDS, floats, np.zeros(1, dtype=np.int64), FinishReason.STOP)
 
@@ -92,19 +101,28 @@ class Script:
         return {"role": "assistant", "content": "", "tool_calls": [call]}
 
 
-def play(env: type[Waiting], episodes: int, calls: int) -> tuple[float, float]:
+def engine_times(args: argparse.Namespace) -> list[list[float]]:
+    """Seconds that the engine takes: [episodes][turns]."""
+    draw = random.Random(0).uniform
+    turns = range(args.calls + 1)
+    return [[draw(*args.engine_ms) / 1000 for _ in turns] for _ in range(args.episodes)]
+
+
+def play(env: type[Waiting], turns_s: list[list[float]]) -> tuple[float, float]:
     """Seconds of all episodes, played at once, and of the processor.
 
     Raises RuntimeError when one is not correct.
     """
     environment = envs.Episodes("bench", envs.generated(lambda rng: TASK), env)
-    sampling, limits = Sampling(1), EpisodeLimits(calls + 1, 100_000, 60.0)
+    turns = len(turns_s[0])
+    sampling, limits = Sampling(1), EpisodeLimits(turns, 100_000, 60.0)
 
     async def all_at_once() -> tuple[float, float]:
-        engine = cast(Any, AtOnce())
         players = [
-            Player(engine, environment, cast(Any, Script(calls)), sampling, limits)
-            for _ in range(episodes)
+            Player(
+                cast(Any, Engine(one)), environment, cast(Any, Script(turns - 1)), sampling, limits
+            )
+            for one in turns_s
         ]
         started, cpu = time.perf_counter(), time.process_time()
         groups = await asyncio.gather(
@@ -126,14 +144,17 @@ def resident_mb() -> float:
 
 def measure(env: type[Waiting], args: argparse.Namespace) -> dict[str, float]:
     """The best of the rounds, by the waits alone, and the growth of memory."""
-    places = min(WORLDS.threads, args.episodes) if env is Plain else args.episodes
-    waits = args.episodes / places * args.calls * args.tool_ms / 1000
+    turns_s = engine_times(args)
     env.pause = args.tool_ms / 1000
+    tools_s = args.calls * env.pause
+    waits = max(map(sum, turns_s)) + tools_s
+    if env is Plain:
+        waits = max(waits, args.episodes * tools_s / WORLDS.threads)
     took: list[float] = []
     cpu: list[float] = []
     memory: list[float] = []
     for _ in range(args.rounds):
-        for kept, seconds in zip((took, cpu), play(env, args.episodes, args.calls), strict=True):
+        for kept, seconds in zip((took, cpu), play(env, turns_s), strict=True):
             kept.append(seconds)
         memory.append(resident_mb())
     turns = args.episodes * (args.calls + 1)
@@ -153,10 +174,12 @@ def main() -> None:
     )
     parser.add_argument("--episodes", type=int, default=2000)
     parser.add_argument("--tool-ms", type=float, default=50.0)
+    parser.add_argument("--engine-ms", type=float, nargs=2, default=[0.0, 0.0])
     parser.add_argument("--calls", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=4)
     args = parser.parse_args()
-    line = {"episodes": args.episodes, "tool_ms": args.tool_ms, "calls": args.calls}
+    line = {"episodes": args.episodes, "tool_ms": args.tool_ms, "engine_ms": args.engine_ms}
+    line["calls"] = args.calls
     print(json.dumps(line | {"async": measure(Async, args), "plain": measure(Plain, args)}))
 
 

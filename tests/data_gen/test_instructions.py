@@ -110,6 +110,16 @@ def test_replies_without_a_task_are_dropped_with_their_reason(
     assert json.loads((tmp_path / "out/summary.json").read_text())["dropped"] == {reason: 4}
 
 
+def test_rounds_that_bring_no_new_task_end_the_run(tmp_path: Path) -> None:
+    with ChatServer(lambda body: a_task(4, "Write the same poem about rain.")) as server:
+        data = write(server, tmp_path / "out")
+        rounds = 1 + data_gen.instructions.BARREN_ROUNDS  # the poem is new once
+        assert len(server.bodies) == rounds * 4
+        write(server, tmp_path / "out")
+        assert len(server.bodies) == rounds * 4
+    assert len(data) == 1
+
+
 def test_tasks_that_are_none_are_dropped() -> None:
     found = read_tasks(
         a_task(1, "Draw a picture of a red house.") + "###\nnonsense\n###\n" + a_task(2, "b", "c")

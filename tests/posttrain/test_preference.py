@@ -9,10 +9,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from posttrain.errors import UsageError
-from posttrain.trainers import preference, reference_cache
+from posttrain.trainers import pair_training, reference_cache
 from posttrain.trainers.chosen_watch import ChosenWatch
 from posttrain.trainers.preference import PreferenceSettings, train_preferences
 
@@ -159,7 +160,7 @@ def interrupt_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
             if state.global_step == step - 1:
                 signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(preference, "progress", lambda names, quiet: Press())
+    monkeypatch.setattr(pair_training, "progress", lambda names, quiet: Press())
 
 
 def test_an_interrupted_training_goes_on_to_the_same_bits(
@@ -189,10 +190,11 @@ def test_an_interrupted_training_goes_on_to_the_same_bits(
 # adapters
 
 
-@pytest.mark.parametrize("kind", [{}, {"dora": True}, {"rslora": True}])
+@pytest.mark.parametrize("kind", [{}, {"dora": True}, {"rslora": True}, {"bits": 4}])
 def test_an_adapter_is_trained_and_merged(
-    checkpoint: Path, tmp_path: Path, cache: str, kind: dict[str, bool]
+    checkpoint: Path, tmp_path: Path, cache: str, kind: dict[str, Any]
 ) -> None:
+    pytest.importorskip("bitsandbytes" if "bits" in kind else "peft")
     lora = {"rank": 2, "alpha": 8, "targets": ("q_proj", "v_proj"), **kind}
     record = train(checkpoint, tmp_path / "out", cache, lora=lora, learning_rate=1e-2)
     assert losses(record)[0] == pytest.approx(0.693147, abs=1e-5)
@@ -204,14 +206,19 @@ def test_an_adapter_is_trained_and_merged(
     before, after = load_file(checkpoint / MODEL), load_file(tmp_path / "out" / MODEL)
     moved = {name for name in before if not before[name].equal(after[name])}
     assert {name.split(".")[-2] for name in moved} == {"q_proj", "v_proj"}
+    trained = load_file(tmp_path / "out" / "adapter" / "adapter_model.safetensors")
+    assert {tensor.dtype for tensor in trained.values()} == {torch.float32}
 
 
+@pytest.mark.parametrize("kind", [{}, {"bits": 4}])
 def test_an_adapter_goes_on_from_another_and_refers_to_it(
-    checkpoint: Path, tmp_path: Path, cache: str
+    checkpoint: Path, tmp_path: Path, cache: str, kind: dict[str, Any]
 ) -> None:
-    train(checkpoint, tmp_path / "a", cache, lora={"rank": 2}, learning_rate=1e-2)
+    pytest.importorskip("bitsandbytes" if kind else "peft")
+    train(checkpoint, tmp_path / "a", cache, lora={"rank": 2, **kind}, learning_rate=1e-2)
     start = str(tmp_path / "a" / "adapter")
-    record = train(checkpoint, tmp_path / "b", cache, lora={"start": start}, learning_rate=1e-2)
+    lora = {"start": start, **kind}
+    record = train(checkpoint, tmp_path / "b", cache, lora=lora, learning_rate=1e-2)
     assert losses(record)[0] == pytest.approx(0.693147, abs=1e-5)  # against itself
     assert record["curves"][-1]["logps/rejected"] < record["curves"][0]["logps/rejected"] - 1
     with pytest.raises(UsageError, match=rf"the adapter .* was trained on {checkpoint}, not on"):

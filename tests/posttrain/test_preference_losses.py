@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 import torch
 
+from posttrain.trainers.pair_training import PairJob
 from posttrain.trainers.preference import PreferenceSettings, _Data, _trainer
 from posttrain.trainers.preference_losses import LOSSES, _log1mexp, cpo, orpo, simpo
-from posttrain.trainers.training import Place, checkpoint_tokenizer
+from posttrain.trainers.training import Place
 
 CHOSEN, REJECTED = [-1.0, -2.0], [-2.0, -2.0, -1.0]
 REFERENCE = (-4.0, -3.0)
@@ -78,10 +79,9 @@ def trainer_of(checkpoint: Any, folder: Any, row: dict[str, Any], **settings: An
     made = PreferenceSettings(
         **settings, batch_size=2, bf16=False, reference_cache=str(folder / "cache")
     )
+    job = PairJob(checkpoint, folder / "out", made, 0)
     place = Place(folder / "out", {}, resume=False)
-    return _trainer(
-        str(checkpoint), checkpoint_tokenizer(checkpoint), _Data([row, row], [], {}), made, place, 0
-    )  # type: ignore[arg-type]
+    return _trainer(job, _Data([row, row], [], {}), place)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", CASES)

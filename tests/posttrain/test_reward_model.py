@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import rewards.model
 from posttrain.errors import UsageError
@@ -23,6 +24,7 @@ from posttrain.trainers.reward_judging import ScoredPair, calibration, judge, le
 from posttrain.trainers.reward_losses import tie_loss, win_loss
 from posttrain.trainers.reward_model import train_reward_model
 
+WEIGHTS = "model.safetensors"
 ROWS = [
     {"prompt": f"what is {i} ?", "chosen": "1 2 3"[: 1 + 2 * (i % 3)], "rejected": "is what ?"}
     for i in range(30)
@@ -77,8 +79,7 @@ def test_the_trainers_loss_by_hand(checkpoint: Path, tmp_path: Path) -> None:
     win: -log sigmoid(1) = 0.313262; tie: softplus(1.0) + softplus(0.0) - log(e - 1) = 1.313262 +
     0.693147 - 0.541325 = 1.465084; centre 0.1: mean(2^2, 2.5^2) = 5.125
     """
-    from transformers import AutoTokenizer
-
+    from posttrain.trainers.pair_training import PairJob
     from posttrain.trainers.reward_data import RewardModelSettings, RewardRows
     from posttrain.trainers.reward_model import _trainer
     from posttrain.trainers.training import Place
@@ -87,15 +88,15 @@ def test_the_trainers_loss_by_hand(checkpoint: Path, tmp_path: Path) -> None:
     rows = [row, row | {"margin": 0.0, "tie": True}]
     settings = RewardModelSettings(batch_size=2, centre=0.1, bf16=False)
     place = Place(tmp_path / "out", {}, resume=False)
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    job = PairJob(checkpoint, tmp_path / "out", settings, 0)
     data = RewardRows(rows, [], {}, 0.5)  # type: ignore[arg-type]
-    trainer = _trainer(str(checkpoint), tokenizer, data, settings, place, 0)
+    trainer = _trainer(job, data, place)
     scores = torch.tensor([[2.0], [1.0], [0.0], [1.5]])
     batch = trainer.data_collator([dict(one) for one in trainer.train_dataset])
     loss = trainer.compute_loss(lambda **_: SimpleNamespace(logits=scores), batch)
     assert float(loss) == pytest.approx((0.313262 + 1.465084) / 2 + 0.1 * 5.125, abs=1e-5)
     plain = RewardRows([row | {"margin": 0.0}] * 2, [], {}, 0.0)  # type: ignore[arg-type]
-    trainer = _trainer(str(checkpoint), tokenizer, plain, settings, place, 0)
+    trainer = _trainer(job, plain, place)
     batch = trainer.data_collator([dict(one) for one in trainer.train_dataset])
     loss = trainer.compute_loss(lambda **_: SimpleNamespace(logits=scores), batch)
     # -log sigmoid(2) = 0.126928, -log sigmoid(-0.5) = 0.974077
@@ -205,6 +206,25 @@ def test_ties_margins_rankings_and_an_adapter_in_one_training(
     row = rows[pair["row"] - 1]
     found = used(out, row["prompt"], row["chosen"], row["rejected"])
     assert found == pytest.approx([pair["chosen"], pair["rejected"]], abs=1e-4)
+
+
+def test_a_quantised_base_is_trained_through_and_merged_whole(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("bitsandbytes")
+    changes = SMALL | {"lora": {"rank": 4, "bits": 4, "targets": ("q_proj", "v_proj")}}
+    out = train_reward_model(checkpoint, ROWS, tmp_path / "rm", **changes)
+    record = json.loads((out / "reward_model.json").read_text())
+    assert record["held_out"]["accuracy"] > 0.9
+    before, after = load_file(checkpoint / WEIGHTS), load_file(out / WEIGHTS)
+    name = "model.layers.0.mlp.up_proj.weight"
+    assert after[name].equal(before[name])  # not through four bits
+    row = ROWS[0]
+    chosen, rejected = used(out, row["prompt"], row["chosen"], row["rejected"])
+    assert chosen > rejected
+    prm = train_process_reward_model(checkpoint, steps_of(16), tmp_path / "prm", **changes)
+    assert load_file(prm / WEIGHTS)[name].equal(before[name])
+    assert load_file(prm / WEIGHTS)["score.weight"].shape[0] == 2
 
 
 def test_a_pad_token_that_ends_conversations_is_replaced(

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from posttrain.errors import UsageError
 from posttrain.trainers.sft import make_trainer, prepare, sft
@@ -110,6 +111,8 @@ def test_a_quantised_base_is_trained_through_and_merged_whole(base: Path, tmp_pa
     assert "quantization_config" not in json.loads((out / "config.json").read_text())
     name = "model.layers.0.self_attn.q_proj.weight"
     assert 0 < (after[name] - before[name]).abs().max() < 0.1  # B A alone, no rounding to 4 bits
+    trained = load_file(out / "adapter" / "adapter_model.safetensors")
+    assert {tensor.dtype for tensor in trained.values()} == {torch.float32}
 
 
 def test_an_adapter_goes_on_from_another(base: Path, tmp_path: Path) -> None:

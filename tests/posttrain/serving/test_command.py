@@ -17,7 +17,7 @@ from posttrain.errors import UsageError
 from posttrain.server import ServerSpec
 from posttrain.serving import command, terminal
 from posttrain.serving.gate import KEY_VARIABLE
-from posttrain.serving.vllm_front import Front, PublicServer, public_command
+from posttrain.serving.vllm_front import Front, PublicServer, public_command, tool_parser_of
 
 
 def test_a_public_address_needs_a_key(monkeypatch):
@@ -64,7 +64,7 @@ def test_vllm_for_users_has_the_gate_and_no_development_routes(tmp_path, monkeyp
     monkeypatch.setenv("VLLM_SERVER_DEV_MODE", "1")
     monkeypatch.setenv("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "1")
     spec = ServerSpec(model="m", log_path=tmp_path / "log", lora_rank=8)
-    front = Front("0.0.0.0", 8000, "name", (3, 0))
+    front = Front("0.0.0.0", 8000, "name", (3, 0), "hermes")
     server = PublicServer(spec, front)
     assert not {"VLLM_SERVER_DEV_MODE", "VLLM_ALLOW_RUNTIME_LORA_UPDATING"} & set(
         server.environment()
@@ -76,6 +76,22 @@ def test_vllm_for_users_has_the_gate_and_no_development_routes(tmp_path, monkeyp
     assert json.loads(told["--override-generation-config"]) == {"eos_token_id": [3, 0]}
     assert told["--host"] == "0.0.0.0" and told["--served-model-name"] == "name"
     assert "--generation-config" not in words  # vLLM's default is the checkpoint's own
+    assert told["--tool-call-parser"] == "hermes" and "--enable-auto-tool-choice" in words
+
+
+@pytest.mark.parametrize(
+    ("template", "parser"),
+    [
+        ("{{ messages }}", ""),
+        ("<tool_call>", "hermes"),
+        ("<|python_tag|>", "llama3_json"),
+        ("[TOOL_CALLS]", "mistral"),
+        ("<｜tool▁call▁begin｜>function ```json", "deepseek_v3"),
+        ("<｜tool▁call▁begin｜>", "deepseek_v31"),
+    ],
+)
+def test_vllm_reads_tool_calls_in_the_templates_format(template, parser):
+    assert tool_parser_of(template) == parser
 
 
 # the terminal
