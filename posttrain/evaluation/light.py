@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import hashlib
+import itertools
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -51,26 +52,21 @@ async def play_suites(
 
     ``max_tokens`` of an answer; None: the player's own.
     """
-    players = [_player(player, suite, max_tokens) for suite in chosen]
-    firsts = [sum(len(suite.tasks) for suite in chosen[:i]) for i in range(len(chosen))]
-    groups = await asyncio.gather(
-        *(
-            play(player, suite.tasks, samples=1, seed=0, first=first)
-            for player, suite, first in zip(players, chosen, firsts, strict=True)
-        )
-    )
-    return [
-        _record(suite, summarise_suite(played, votes=False))
-        for suite, played in zip(chosen, groups, strict=True)
-    ]
-
-
-def _player(player: Player, suite: Suite, max_tokens: int | None) -> Player:
     longest = max_tokens or player.sampling.max_tokens
     sampling = dataclasses.replace(player.sampling, temperature=0.0, max_tokens=longest)
-    return dataclasses.replace(
-        player, environment=suite.environment, sampling=sampling, reward=None, greedy=False
-    )
+    player = dataclasses.replace(player, sampling=sampling, reward=None, greedy=False)
+    firsts = itertools.accumulate((len(suite.tasks) for suite in chosen[:-1]), initial=0)
+    played = await asyncio.gather(
+        *(
+            play(
+                dataclasses.replace(player, environment=suite.environment),
+                suite.tasks, samples=1, seed=0, first=first,
+            )
+            for suite, first in zip(chosen, firsts, strict=True)
+        )
+    )  # fmt: skip
+    summaries = (summarise_suite(groups, votes=False) for groups in played)
+    return [_record(suite, one) for suite, one in zip(chosen, summaries, strict=True)]
 
 
 def _record(suite: Suite, numbers: dict[str, Any]) -> dict[str, Any]:

@@ -40,11 +40,11 @@ def charts(history: History) -> list[dict[str, Any]]:
     """Sections, each with its charts, ready for JSON; what has no data is left out."""
     sections: dict[str, tuple[Callable[[History], Chart], ...]] = {
         "Learning": (_accuracy, _reward, _outcomes, _signal, _ends, _environment),
+        "Benchmarks": tuple(partial(_benchmark, name=name) for name in history.benchmarks),
         "Policy": (_entropy, _length, _kl, _clip_fraction, _grad_norm, _parts),
         "Engine and learner": (_gap, _lag, _weights, _effective, _sync_seconds),
         "Speed": (_time, _idle, _throughput, _memory),
     }
-    sections["Benchmarks"] = tuple(partial(_benchmark, name=name) for name in history.benchmarks)
     made = {title: [chart(history) for chart in members] for title, members in sections.items()}
     kept = {
         title: [chart for chart in members if chart["traces"]] for title, members in made.items()
