@@ -2,10 +2,9 @@
 
 The last score of each benchmark is compared with the best before it, item by item, by the paired
 test of ``posttrain compare`` (``statistics.paired_test``). A fall counts when that test's p-value
-is below LEVEL. The level is low because the best of many scores is so by luck in part: of simulated
-runs whose model does not change, with 20 evaluations on 100 items of which a tenth to a third come
-out otherwise each time, 3 % had an alarm at 0.002, and 14 to 22 % at 0.01. A fall by 15 points
-was found at once in 57 to 81 %; one that stays is compared again at every evaluation.
+is below LEVEL. The level is low because the best of many scores is so by luck in part, and a fall
+that stays is compared again at every evaluation; scripts/bench/forgetting.py has how often the
+alarm is wrong, and what it finds.
 """
 
 from __future__ import annotations
