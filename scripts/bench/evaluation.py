@@ -12,8 +12,9 @@ One vLLM server, started here. By turns, each from an empty prefix cache:
 
 Same prompts, greedy, same limit, same number of requests at once. The JSON line has medians over
 the rounds; ``ratio`` is that of completion tokens per second, evaluation over engine, and the aim
-is 0.8. ``ratio_to_server`` is evaluation over bare server. Seconds of the server's start are in
-none of them.
+is 0.8. ``ratio_to_server`` is evaluation over bare server. ``ratio_by_cpu`` is that of the CPU time
+of this process and the server, engine over evaluation: on a machine that others use too it can be
+believed, and seconds cannot. The server's start is in none of them.
 
 The quickstart's window of 512 tokens is too short for GSM8K's longest problems in its small
 vocabulary, so a copy of the checkpoint with ``--window`` is served: what it answers is of no
@@ -38,6 +39,8 @@ import tempfile  # noqa: E402
 import time  # noqa: E402
 from collections.abc import Awaitable, Callable  # noqa: E402
 from typing import Any  # noqa: E402
+
+import psutil  # noqa: E402
 
 from posttrain.client import VllmClient  # noqa: E402
 from posttrain.evaluation.running import EvalJob, Ready, evaluate_on, make_ready  # noqa: E402
@@ -75,6 +78,7 @@ async def compare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     await engine.start()
     most = ready.config.rollout.max_concurrency
     seconds: dict[str, list[float]] = {"server": [], "engine": [], "evaluation": []}
+    cpu: dict[str, list[float]] = {name: [] for name in seconds}
     tokens: dict[str, list[int]] = {name: [] for name in seconds}
     try:
         for number in range(options.rounds + 1):  # the first warms up
@@ -85,14 +89,17 @@ async def compare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             }
             for name in sorted(runs, reverse=bool(number % 2)):
                 await empty_cache(engine)
+                before = cpu_seconds()
                 spent, written = await runs[name]()
-                print(f"{name}: {spent:.2f} s, {written} tokens", file=sys.stderr)
+                used = cpu_seconds() - before
+                print(f"{name}: {spent:.2f} s, {used:.2f} s of CPU", file=sys.stderr, flush=True)
                 if number:
                     seconds[name].append(spent)
+                    cpu[name].append(used)
                     tokens[name].append(written)
     finally:
         await engine.close()
-    return summary(seconds, tokens, len(requests))
+    return summary(seconds, cpu, tokens, len(requests))
 
 
 def widened(model: Path, to: Path, window: int) -> Path:
@@ -164,9 +171,20 @@ async def whole(engine: VllmEngine, job: EvalJob) -> Measured:
     return time.perf_counter() - started, result["completion_tokens"]
 
 
+def cpu_seconds() -> float:
+    """Of this process and all below it: the server, its engine, and what grades."""
+    me = psutil.Process()
+    times = [process.cpu_times() for process in (me, *me.children(recursive=True))]
+    return sum(one.user + one.system for one in times)
+
+
 def summary(
-    seconds: dict[str, list[float]], tokens: dict[str, list[int]], requests: int
+    seconds: dict[str, list[float]],
+    cpu: dict[str, list[float]],
+    tokens: dict[str, list[int]],
+    requests: int,
 ) -> dict[str, Any]:
+    work = {name: statistics.median(values) for name, values in cpu.items()}
     speed = {
         name: [n / s for n, s in zip(tokens[name], seconds[name], strict=True)] for name in seconds
     }
@@ -176,8 +194,10 @@ def summary(
         "ratio": round(statistics.median(ours / engine for ours, engine, _ in rounds), 3),
         "ratio_lowest": round(min(ours / engine for ours, engine, _ in rounds), 3),
         "ratio_to_server": round(statistics.median(ours / server for ours, _, server in rounds), 3),
+        "ratio_by_cpu": round(work["engine"] / work["evaluation"], 3),
         "tokens_per_s": {name: round(value) for name, value in median.items()},
         "seconds": {name: round(statistics.median(values), 2) for name, values in seconds.items()},
+        "cpu_seconds": {name: round(value, 2) for name, value in work.items()},
         "completion_tokens": statistics.median(tokens["evaluation"]),
         "requests": requests,
         "rounds": len(rounds),
