@@ -16,7 +16,7 @@ import rewards
 from envs import Environment
 from posttrain.attached import check_servers
 from posttrain.checkpoint import Start, find_start
-from posttrain.config import GrpoConfig, GrpoSettings, Settings, make_config
+from posttrain.config import CheckpointSettings, GrpoConfig, GrpoSettings, Settings, make_config
 from posttrain.execution import evaluate_model, execute
 from posttrain.held_out import read_result
 from posttrain.job import model_folder
@@ -77,7 +77,11 @@ def run_config(
     check_servers(ready.config, ready.window)
     if config.algorithm.preset and not quiet:
         print("\n".join(explain(config.algorithm.preset)), flush=True)
-    described = {"name": ready.environment.name, "held_out_tasks": len(ready.held_out)}
+    described = {
+        "name": ready.environment.name,
+        "held_out_tasks": len(ready.held_out),
+        "benchmarks": {suite.benchmark: len(suite.tasks) for suite in ready.benchmarks},
+    }
     run_dir = RunDir.create(ready.config.run_dir, ready.config, described)
     execute(ready, run_dir, Start(), quiet=quiet)
     return Run(run_dir.path)
@@ -154,11 +158,13 @@ class Run:
         config = RunDir.open(self.path).load_config()
         settings = config.evaluation.model_copy(
             update={
-                "tasks": tasks or config.evaluation.tasks or 100,
+                "tasks": tasks or config.evaluation.chosen.held_out or 100,
                 "samples": samples or config.evaluation.samples,
             }
         )
-        config = config.model_copy(update={"model": str(self.model), "evaluation": settings})
+        changed = {"model": str(self.model), "evaluation": settings}
+        # which checkpoints stay, and by which benchmark, is of no interest here
+        config = config.model_copy(update=changed | {"checkpoint": CheckpointSettings()})
         return evaluate(config, env=env, logs=self.path / "logs")
 
     def report(self) -> Path:

@@ -110,7 +110,7 @@ def _fault(path: Path) -> str:
 class Checkpoints:
     """Saves a run's checkpoints, one at a time, and drops those that need not be kept.
 
-    ``accuracies`` gives the held-out accuracy after some steps; ``describe`` what the loop held.
+    ``accuracies`` gives what best is by, after some steps; ``describe`` what the loop held.
     """
 
     folder: Path

@@ -220,11 +220,37 @@ class SyncSettings(Settings):
     timeout_s: Positive = Field(120.0, description="deadline of one phase of a sync")
 
 
-class EvaluationSettings(Settings):
-    """Held-out evaluation."""
+def _kind(value: Any) -> str:
+    return "table" if isinstance(value, Mapping | Settings) else "number"
 
-    tasks: Annotated[int, Field(ge=0)] = Field(
-        200, description="held-out tasks; 0 turns evaluation off"
+
+class TaskSettings(Settings):
+    """What a run is evaluated on, one choice.
+
+    ``evaluation.tasks = {held_out = 200, benchmarks = {gsm8k = 100}}``. Benchmarks are those of
+    ``posttrain eval``, by name or ``NAME=FILE``, each with the number of rows that are asked: the
+    first ones, under the first template, one greedy answer to each.
+    """
+
+    held_out: Annotated[int, Field(ge=0)] = 200  # of the run's own environment
+    benchmarks: dict[str, Count] = Field(default_factory=dict)
+    data: str | None = None  # folder with the benchmarks' files; else POSTTRAIN_DATA, or a hub
+    max_tokens: Count | None = None  # of a benchmark's answers; else rollout.max_tokens
+
+
+# Told apart by hand, so that a fault is told once and not for each of the two.
+Tasks = Annotated[
+    Annotated[int, Field(ge=0), Tag("number")] | Annotated[TaskSettings, Tag("table")],
+    Discriminator(_kind),
+]
+
+
+class EvaluationSettings(Settings):
+    """Evaluation of the run's weights: on its own held-out tasks, and on benchmarks."""
+
+    tasks: Tasks = Field(
+        200,
+        description="held-out tasks, or {held_out = 200, benchmarks = {gsm8k = 100}}; 0: none",
     )
     samples: Count = Field(1, description="completions per task; pass@k is reported up to this k")
     every: Annotated[int, Field(ge=0)] = Field(
@@ -232,22 +258,28 @@ class EvaluationSettings(Settings):
     )
     temperature: Annotated[float, Field(ge=0.0)] = Field(1.0, description="0 is greedy")
 
+    @property
+    def chosen(self) -> TaskSettings:
+        """``tasks`` as the table it is short for."""
+        return (
+            self.tasks
+            if isinstance(self.tasks, TaskSettings)
+            else TaskSettings(held_out=self.tasks)
+        )
+
 
 class KeepSettings(Settings):
     """Which checkpoints stay, one choice: ``checkpoint.keep = {last = 2, best = 1}``.
 
-    Best is by the accuracy of the held-out evaluation at that step; of equals the newest.
+    Best is by the accuracy of the held-out evaluation at that step, or by that of the benchmark
+    which ``by`` names; of equals the newest.
     """
 
     last: Count = 2
     best: Annotated[int, Field(ge=0)] = 0
+    by: str = ""  # a benchmark of evaluation.tasks
 
 
-def _kind(keep: Any) -> str:
-    return "table" if isinstance(keep, Mapping | KeepSettings) else "number"
-
-
-# Told apart by hand, so that a fault is told once and not for each of the two.
 Keep = Annotated[
     Annotated[Count, Tag("number")] | Annotated[KeepSettings, Tag("table")], Discriminator(_kind)
 ]

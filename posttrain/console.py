@@ -77,6 +77,11 @@ class Console:
         if self._show:
             self._show.line(evaluation_text(record), "bold")
 
+    def benchmark(self, record: Record) -> None:
+        """A benchmark was played."""
+        if self._show:
+            self._show.line(benchmark_text(record), "bold")
+
     def event(self, text: str) -> None:
         """Something happened that a person should know: a restart, a skipped step, a resume."""
         if self._show:
@@ -225,17 +230,31 @@ def fitting(width: int) -> list[Column]:
 def evaluation_text(record: Record) -> str:
     """One line for an eval record: accuracy with its interval, reward, pass@k."""
     parts = [f"evaluation {record.get('phase', '')} (step {record.get('step', '?')}):"]
-    accuracy, low, high = (record.get(f"accuracy{end}") for end in ("", "_low", "_high"))
-    if accuracy is not None:
-        interval = ""
-        if low is not None and high is not None:
-            interval = f" [{100 * low:.1f}, {100 * high:.1f}]"
-        parts.append(f"{100 * accuracy:.1f} % correct{interval} of {record.get('n_tasks', '?')},")
+    if record.get("accuracy") is not None:
+        parts.append(f"{_accuracy(record)},")
     if record.get("mean_reward") is not None:
         parts.append(f"mean reward {record['mean_reward']:.3f}")
     pass_at_k = record.get("pass_at_k") or {}
     parts += [f"pass@{k} {100 * value:.1f} %" for k, value in pass_at_k.items() if str(k) != "1"]
     return " ".join(parts)
+
+
+def benchmark_text(record: Record) -> str:
+    """One line for a benchmark record: accuracy with its interval, answers without the form."""
+    start = f"benchmark {record.get('benchmark', '?')} (step {record.get('step', '?')}): "
+    if record.get("accuracy") is None:
+        return start + "no answer could be judged"
+    failures = record.get("format_failures")
+    form = f", {100 * failures:.1f} % format failures" if failures is not None else ""
+    return start + _accuracy(record) + form
+
+
+def _accuracy(record: Record) -> str:
+    low, high = record.get("accuracy_low"), record.get("accuracy_high")
+    interval = ""
+    if low is not None and high is not None:
+        interval = f" [{100 * low:.1f}, {100 * high:.1f}]"
+    return f"{100 * record['accuracy']:.1f} % correct{interval} of {record.get('n_tasks', '?')}"
 
 
 def _cell(column: Column, record: Record) -> str:

@@ -12,16 +12,15 @@ import json
 import signal
 import threading
 import time
-from collections.abc import Coroutine, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
 
 from posttrain.checked_files import is_full
 from posttrain.checkpoint import Start
 from posttrain.console import Console
 from posttrain.engines import make_engine
 from posttrain.errors import RunError
+from posttrain.event_loop import run_async
 from posttrain.held_out import evaluate, read_result
 from posttrain.job import Job, model_folder, probe_ids, restored_base
 from posttrain.learner_process import make_learner
@@ -32,8 +31,6 @@ from posttrain.seeds import derive_seed
 from posttrain.status_file import StatusFile
 from posttrain.trackers import make_trackers
 from posttrain.types import EvalResult
-
-T = TypeVar("T")
 
 
 def execute(ready: Prepared, run_dir: RunDir, start: Start, *, quiet: bool) -> None:
@@ -112,7 +109,7 @@ async def _train(job: Job) -> None:
     stop = asyncio.Event()
     with _ctrl_c(stop, job.console):
         async with job.running() as first_step:
-            before = await job.evaluate("before", 0) if first_step == 0 else None
+            before = await job.evaluation.measure("before", 0) if first_step == 0 else None
             done = await train(job, first_step, stop)
             await job.checkpoints.save(done)
             if done < job.config.grpo.steps:
@@ -121,7 +118,7 @@ async def _train(job: Job) -> None:
                     f"stopped after step {done}; go on with: posttrain resume {job.run_dir.path}"
                 )
                 return
-            after = await job.evaluate("after", done)
+            after = await job.evaluation.measure("after", done)
             await job.checkpoints.settle()
             job.checkpoints.prune()  # the last evaluation may have found the best
             await job.learner.export(model_folder(job.run_dir.path))
@@ -172,13 +169,3 @@ def _ctrl_c(stop: asyncio.Event, console: Console) -> Iterator[None]:
     finally:
         for one in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(one)
-
-
-def run_async(work: Coroutine[Any, Any, T]) -> T:
-    """asyncio.run, also from inside a notebook's running loop."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return asyncio.run(work)
-    with ThreadPoolExecutor(1, thread_name_prefix="posttrain") as thread:
-        return thread.submit(asyncio.run, work).result()

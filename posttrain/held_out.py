@@ -28,16 +28,28 @@ _Z = 1.959964  # 97.5 % point of the normal distribution
 
 async def evaluate(player: Player, tasks: Sequence[Task], *, samples: int, seed: int) -> EvalResult:
     """Play ``samples`` episodes of each task and sum up."""
+    return summarise(await play(player, tasks, samples=samples, seed=seed), samples)
+
+
+async def play(
+    player: Player, tasks: Sequence[Task], *, samples: int, seed: int, first: int = 0
+) -> list[Group]:
+    """``samples`` episodes of each task, all at once.
+
+    ``first`` is the first task's number: what is played at the same time has numbers of its own.
+    """
     player.engine.admit(len(tasks) * samples)
-    with waiting(f"evaluation on {len(tasks)} tasks", owner="engine and rewards"):
-        groups = await asyncio.gather(
-            *(
-                # as of step 0: it goes before rollouts that queue, for the loop waits for it
-                player.group(task, seed=seed, where=(0, index), size=samples)
-                for index, task in enumerate(tasks)
+    name = f"{player.environment.name}: evaluation on {len(tasks)} tasks"
+    with waiting(name, owner="engine and rewards"):
+        return list(
+            await asyncio.gather(
+                *(
+                    # as of step 0: it goes before rollouts that queue, for the loop waits for it
+                    player.group(task, seed=seed, where=(0, index), size=samples)
+                    for index, task in enumerate(tasks, start=first)
+                )
             )
         )
-    return summarise(groups, samples)
 
 
 def summarise(groups: Sequence[Group], samples: int) -> EvalResult:

@@ -62,8 +62,7 @@ def check_settings(config: GrpoConfig) -> GrpoConfig:
         )
     if config.learner.lora is not None:
         _check_lora(config, engine)
-    if config.checkpoint.kept.best:
-        _check_best(config)
+    config = _with_best(config)
     rollout = config.rollout.model_copy(update={"engine": engine})
     chosen = algorithm.settings(config.algorithm)
     return config.model_copy(update={"rollout": rollout, "algorithm": chosen})
@@ -176,15 +175,28 @@ def _check_lora(config: GrpoConfig, engine: str) -> None:
         )
 
 
-def _check_best(config: GrpoConfig) -> None:
-    """A checkpoint is best by an evaluation at its own step: some must have both."""
-    evaluated = config.evaluation.every if config.evaluation.tasks else 0
-    if not evaluated or math.lcm(evaluated, config.checkpoint.every) > config.grpo.steps:
+def _with_best(config: GrpoConfig) -> GrpoConfig:
+    """The config, whose best checkpoint can be told by an evaluation at its own step.
+
+    A run that is watched for forgetting keeps its best one unless ``checkpoint.keep`` is a table
+    that says otherwise. Raises UsageError when a best is asked for and could never be told.
+    """
+    kept, tasks = config.checkpoint.kept, config.evaluation.chosen
+    every = config.evaluation.every if kept.by or tasks.held_out else 0
+    tellable = every and math.lcm(every, config.checkpoint.every) <= config.grpo.steps
+    if kept.best and not tellable:
         raise UsageError(
-            f"checkpoint.keep has best = {config.checkpoint.kept.best}, and no checkpoint of this "
-            "run is evaluated during it: set evaluation.every to checkpoint.every = "
-            f"{config.checkpoint.every}, with evaluation.tasks above 0, or best = 0"
+            f"checkpoint.keep has best = {kept.best}, and no checkpoint of this run is evaluated "
+            f"during it: set evaluation.every to checkpoint.every = {config.checkpoint.every}, "
+            "with evaluation.tasks above 0, or best = 0"
         )
+    if kept.by and not kept.best:
+        raise UsageError(f'checkpoint.keep has by = "{kept.by}" and keeps no best: set best = 1')
+    if tasks.benchmarks and tellable and isinstance(config.checkpoint.keep, int):
+        keep = kept.model_copy(update={"best": 1})
+        checkpoint = config.checkpoint.model_copy(update={"keep": keep})
+        return config.model_copy(update={"checkpoint": checkpoint})
+    return config
 
 
 def _check_quantised(config: GrpoConfig) -> None:

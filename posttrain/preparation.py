@@ -12,6 +12,8 @@ from envs import Environment, Task
 from posttrain import preflight
 from posttrain.chat import Chat
 from posttrain.config import GrpoConfig
+from posttrain.evaluation.light import light_suites
+from posttrain.evaluation.sources import Suite, check_room
 from posttrain.rollout import EpisodeLimits, Player
 from posttrain.shadowing import check_shadowing
 from posttrain.tasks import TaskPlan
@@ -32,6 +34,7 @@ class Prepared:
     window: int
     plan: TaskPlan
     held_out: list[Task]
+    benchmarks: list[Suite]
 
     def player(self, engine: Engine, temperature: float) -> Player:
         """What plays this job's episodes on ``engine``."""
@@ -69,8 +72,9 @@ def prepare(
         function = None  # the environment judges with it
     else:
         environment = envs.load(named, **config.env_args)
-    n_held_out = config.evaluation.tasks
+    n_held_out = config.evaluation.chosen.held_out
     held_out = environment.tasks.held_out(n_held_out) if n_held_out else []
+    benchmarks = light_suites(config.evaluation.chosen, best_by=config.checkpoint.kept.by)
     if function is not None:
         preflight.check_columns(function, environment.tasks.train(0))
     window = preflight.model_window(config.model, config)
@@ -80,7 +84,8 @@ def prepare(
     preflight.check_tools(environment, chat)
     plan = TaskPlan(environment, chat, config, window)
     plan.check(held_out)
-    return Prepared(config, environment, function, chat, window, plan, held_out)
+    check_room(benchmarks, chat, window)
+    return Prepared(config, environment, function, chat, window, plan, held_out, benchmarks)
 
 
 def _check_lora_targets(config: GrpoConfig) -> None:

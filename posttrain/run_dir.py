@@ -3,13 +3,14 @@
     config.json      the settings, what resumes changed of them, package versions, commits, seed,
                      command line; marks a run
     tokenizer.json   of the model, where it has one: the report shows tokens without the model
-    metrics.jsonl    one record per line: "kind" is step, eval, sync, skip or event
+    metrics.jsonl    one record per line: "kind" is step, eval, benchmark, sync, skip or event
     rollouts/        every finished group, written before it is trained on (rollout_files.py)
     checkpoints/ weights/ batches/ logs/     owned by the modules that write them
     lock             held by the process that writes; the kernel lets go of it when that one dies
 
-Steps count from 0. The ``step`` of an eval record is the number of optimiser steps done before it,
-so an evaluation after step 9 says 10; of any other record, the step during which it happened.
+Steps count from 0. The ``step`` of an eval or benchmark record is the number of optimiser steps
+done before it, so an evaluation after step 9 says 10; of any other record, the step during which it
+happened.
 """
 
 from __future__ import annotations
@@ -153,10 +154,19 @@ class RunDir:
         """All records that parse, in the order written; a torn last line is left out."""
         return [record for record in read_lines(self.metrics_path)[0] if isinstance(record, dict)]
 
-    def accuracies(self) -> dict[int, float]:
-        """Held-out accuracy by the number of steps done before it was measured."""
-        evals = [record for record in self.read_metrics() if record.get("kind") == "eval"]
-        return {record["step"]: record["accuracy"] for record in evals}
+    def accuracies(self, benchmark: str = "") -> dict[int, float]:
+        """Accuracy by the number of steps done before it was measured: held-out, or a benchmark's.
+
+        Where nothing could be judged there is none.
+        """
+        kind = "benchmark" if benchmark else "eval"
+        return {
+            record["step"]: record["accuracy"]
+            for record in self.read_metrics()
+            if record.get("kind") == kind
+            and record.get("benchmark", "") == benchmark
+            and record.get("accuracy") is not None
+        }
 
     def truncate_from(self, step: int) -> None:
         """Forget the records that a resume at ``step`` (the first to be done again) writes again.
@@ -268,6 +278,6 @@ def _now() -> str:
 def _stays(record: Mapping[str, Any], step: int) -> bool:
     if record.get("kind") == "event":
         return True
-    if record.get("kind") == "eval":
+    if record.get("kind") in ("eval", "benchmark"):
         return int(record["step"]) <= step
     return int(record["step"]) < step

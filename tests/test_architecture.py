@@ -37,8 +37,8 @@ PACKAGES = {
 # posttrain from bottom to top: a module imports only those before it, lazily or not. A folder is
 # one entry. Every module must be here, and nothing that is gone.
 ORDER = [
-    *("errors", "waits", "busy", "shadowing", "types", "presets", "config", "seeds", "jsonl"),
-    *("memory", "checked_files", "new_folder"),
+    *("errors", "waits", "event_loop", "busy", "shadowing", "types", "presets", "config", "seeds"),
+    *("jsonl", "memory", "checked_files", "new_folder"),
     *("provenance", "run_lock", "status_file", "rollout_files", "run_dir"),
     *("registry", "advantages", "token_tensors", "corrections", "losses", "algorithm"),
     *("packed_attention", "sequence_parallel", "expert_load", "quantised"),
@@ -52,9 +52,9 @@ ORDER = [
     *("learner_state", "critic", "learner"),
     *("learner_inline", "rank_link", "rank_places", "learner_rank", "learner_remote"),
     *("learner_process", "calibration"),
-    *("logprob_server", "step", "checkpoint", "held_out"),
+    *("logprob_server", "step", "checkpoint", "held_out", "preflight", "evaluation"),
     *("console", "trackers", "trainers", "report"),
-    *("preflight", "tasks", "preparation", "job", "loop", "execution", "evaluation"),
+    *("tasks", "preparation", "run_evaluation", "job", "loop", "execution"),
     "resumption",
     *("status", "status_text", "plan", "plan_text", "doctor_probes", "doctor", "api"),
     "check_env",

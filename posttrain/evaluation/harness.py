@@ -34,7 +34,7 @@ from posttrain.engines import make_engine
 from posttrain.errors import UsageError
 from posttrain.evaluation.results import RESULT, summarise_benchmark
 from posttrain.evaluation.statistics import bootstrap_interval
-from posttrain.execution import run_async
+from posttrain.event_loop import run_async
 from posttrain.provenance import provenance
 from posttrain.types import Engine, Ints, Request, Sampling
 

@@ -21,8 +21,8 @@ from posttrain.config import GrpoConfig, make_config
 from posttrain.engines import make_engine
 from posttrain.errors import UsageError
 from posttrain.evaluation.results import RESULT, summarise_benchmark, summarise_suite
-from posttrain.evaluation.sources import Suite, Wanted, suites
-from posttrain.execution import run_async
+from posttrain.evaluation.sources import Suite, Wanted, check_room, suites
+from posttrain.event_loop import run_async
 from posttrain.provenance import provenance
 from posttrain.rollout import EpisodeLimits, Player
 from posttrain.rollout_files import RolloutFiles
@@ -59,82 +59,84 @@ class EvalJob:
 
 
 @dataclass(frozen=True, slots=True)
-class _Ready:
-    """What passed every check."""
+class Ready:
+    """An evaluation that passed every check; its folder is open and no model is loaded."""
 
+    job: EvalJob
+    suites: list[Suite]
     config: GrpoConfig
     chat: Chat
     window: int
+    files: RolloutFiles
 
-
-@dataclass(frozen=True, slots=True)
-class _Players:
-    """What plays a suite."""
-
-    job: EvalJob
-    ready: _Ready
-    engine: Engine
-
-    def of(self, suite: Suite) -> Player:
+    def player(self, engine: Engine, suite: Suite) -> Player:
+        """What plays a suite on ``engine``."""
         sampling = Sampling(
             max_tokens=self.job.max_tokens,
             temperature=self.job.temperature,
-            stop_token_ids=self.ready.chat.stop_token_ids,
+            stop_token_ids=self.chat.stop_token_ids,
         )
-        settings = self.ready.config.grpo
-        limits = EpisodeLimits(settings.max_turns, self.ready.window, settings.episode_timeout_s)
-        return Player(self.engine, suite.environment, self.ready.chat, sampling, limits)
+        settings = self.config.grpo
+        limits = EpisodeLimits(settings.max_turns, self.window, settings.episode_timeout_s)
+        return Player(engine, suite.environment, self.chat, sampling, limits)
 
 
 def evaluate_benchmarks(job: EvalJob, *, report: Any = print) -> dict[str, Any]:
     """Evaluate and return what eval.json holds. Raises UsageError before a model is loaded."""
+    ready = make_ready(job)
+
+    async def with_engine() -> dict[str, Any]:
+        engine = make_engine(ready.config, job.out / "logs")
+        try:
+            await engine.start()
+            return await evaluate_on(engine, ready, report=report)
+        finally:
+            await engine.close()
+
+    return run_async(with_engine())
+
+
+def make_ready(job: EvalJob) -> Ready:
+    """Check everything and open the output folder. Raises UsageError."""
     job.check()
     chosen = suites(job.wanted)
     config = preflight.check_settings(_config(job))
     window = preflight.model_window(job.model, config)
     chat = preflight.load_chat(job.model)
-    _check_room(chosen, chat, window)
-    files = _open(job)
+    check_room(chosen, chat, window)
+    return Ready(job, chosen, config, chat, window, _open(job))
+
+
+async def evaluate_on(engine: Engine, ready: Ready, *, report: Any = print) -> dict[str, Any]:
+    """Play, grade and sum up on an engine that runs; write and return what eval.json holds."""
     started = time.perf_counter()
-    groups = run_async(_play_all(job, chosen, _Ready(config, chat, window), files, report))
-    seconds = time.perf_counter() - started
+    try:
+        several = [_play(engine, ready, i, report) for i in range(len(ready.suites))]
+        groups = await asyncio.gather(*several)
+    finally:
+        ready.files.close()
     result = {
-        "settings": job.settings,
+        "settings": ready.job.settings,
         "provenance": provenance(),
-        "seconds": seconds,
+        "seconds": time.perf_counter() - started,
         "completion_tokens": sum(
-            r.n_completion_tokens for several in groups for g in several for r in g.rollouts
+            r.n_completion_tokens for suite in groups for group in suite for r in group.rollouts
         ),
-        "benchmarks": _by_benchmark(chosen, groups),
+        "benchmarks": _by_benchmark(ready.suites, groups),
     }
-    _write(job.out / RESULT, result)
+    _write(ready.job.out / RESULT, result)
     return result
 
 
-async def _play_all(
-    job: EvalJob, chosen: Sequence[Suite], ready: _Ready, files: RolloutFiles, report: Any
-) -> list[list[Group]]:
-    engine = make_engine(ready.config, job.out / "logs")
-    players = _Players(job, ready, engine)
-    try:
-        await engine.start()
-        several = [_play(players, i, suite, files, report) for i, suite in enumerate(chosen)]
-        return list(await asyncio.gather(*several))
-    finally:
-        files.close()
-        await engine.close()
-
-
-async def _play(
-    players: _Players, number: int, suite: Suite, files: RolloutFiles, report: Any
-) -> list[Group]:
+async def _play(engine: Engine, ready: Ready, number: int, report: Any) -> list[Group]:
     """One suite: what is on disk already is not played again."""
+    suite, files = ready.suites[number], ready.files
     on_disk = files.load_step(number) or files.load_partial(number).values()
     done = {group.prompt_index: group for group in on_disk}
     missing = [i for i in range(len(suite.tasks)) if i not in done]
-    player, samples = players.of(suite), players.job.samples
-    players.engine.admit(len(missing) * samples)
-    seed = derive_seed(players.job.seed, suite.name)
+    player, samples = ready.player(engine, suite), ready.job.samples
+    engine.admit(len(missing) * samples)
+    seed = derive_seed(ready.job.seed, suite.name)
 
     async def play(index: int) -> None:
         task = suite.tasks[index]
@@ -150,18 +152,6 @@ async def _play(
         await asyncio.to_thread(files.seal_step, number, groups)
     report(f"{suite.name}: {len(groups)} tasks done")
     return groups
-
-
-def _check_room(chosen: Sequence[Suite], chat: Chat, window: int) -> None:
-    """Raises UsageError when a prompt fills the model's window."""
-    for suite in chosen:
-        sizes = [len(chat.prompt_ids(task.messages)) for task in suite.tasks]
-        long = sum(size >= window for size in sizes)
-        if long:
-            raise UsageError(
-                f"{suite.name}: {long} of {len(sizes)} prompts leave no room for an answer in the "
-                f"model's window of {window} tokens, the longest has {max(sizes)}"
-            )
 
 
 def _by_benchmark(chosen: Sequence[Suite], groups: Sequence[list[Group]]) -> dict[str, Any]:

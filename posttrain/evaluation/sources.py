@@ -19,6 +19,7 @@ from envs import Task
 from envs.data import Columns, tasks_of
 from envs.files import hub_dataset
 from envs.files import read as read_file
+from posttrain.chat import Chat
 from posttrain.errors import UsageError
 from posttrain.evaluation.benchmarks import BENCHMARKS, PLAIN_TEMPLATES, Benchmark, named
 from rewards import check_row, load, required_columns
@@ -66,6 +67,18 @@ def suites(wanted: Wanted) -> list[Suite]:
     if not found:
         raise UsageError(f"no task is named; known: {', '.join(BENCHMARKS)}, {_GYM}<dataset>")
     return found
+
+
+def check_room(chosen: Sequence[Suite], chat: Chat, window: int) -> None:
+    """Raises UsageError when a prompt fills the model's window."""
+    for suite in chosen:
+        sizes = [len(chat.prompt_ids(task.messages)) for task in suite.tasks]
+        long = sum(size >= window for size in sizes)
+        if long:
+            raise UsageError(
+                f"{suite.name}: {long} of {len(sizes)} prompts leave no room for an answer in the "
+                f"model's window of {window} tokens, the longest has {max(sizes)}"
+            )
 
 
 def benchmark_rows(names: str, data: str | None) -> dict[str, Sequence[Mapping[str, Any]]]:

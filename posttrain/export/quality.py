@@ -24,9 +24,10 @@ import torch
 
 from envs import Environment
 from posttrain.chat import Chat
+from posttrain.config import CheckpointSettings
 from posttrain.embedded import EmbeddedEngine
 from posttrain.errors import RunError, UsageError
-from posttrain.execution import run_async
+from posttrain.event_loop import run_async
 from posttrain.export.checkpoint import dtype_of, load_model
 from posttrain.held_out import summarise
 from posttrain.jsonl import read_lines
@@ -193,6 +194,7 @@ def job_of_run(
         "rollout": rollout,
         "learner": learner,
         "evaluation": config.evaluation.model_copy(update={"tasks": tasks}),
+        "checkpoint": CheckpointSettings(),  # whose best may be by a benchmark: not of interest
     }
     if env_args:
         wanted["env_args"] = env_args

@@ -23,13 +23,15 @@ shown as text, never as HTML.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from posttrain.errors import UsageError
 
 if TYPE_CHECKING:
+    from posttrain.report.hacking import Alarm
+    from posttrain.report.history import History
     from posttrain.run_dir import RunDir
 
 
@@ -55,11 +57,16 @@ def new_alarms(run: RunDir) -> list[dict[str, Any]]:
     from posttrain.report.history import read_history
 
     history = read_history(run.path)
-    said = {(r.get("alarm"), r.get("text")) for r in history.events}
     step = int(history.steps[-1]["step"]) if history.steps else 0
+    return unsaid(history, watch(history).alarms, step)
+
+
+def unsaid(history: History, alarms: Iterable[Alarm], step: int) -> list[dict[str, Any]]:
+    """Records of the alarms that the history does not have yet."""
+    said = {(r.get("alarm"), r.get("text")) for r in history.events}
     return [
         {"kind": "event", "step": step, "event": "alarm", "alarm": name, "text": text}
-        for name, text in watch(history).alarms
+        for name, text in alarms
         if (name, text) not in said
     ]
 

@@ -13,6 +13,7 @@ A chart without data is left out, so that a run that ended early has a short rep
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from posttrain.report.history import TIME_COLOURS, TIMES, History, is_number, setting, time_spent
@@ -23,6 +24,7 @@ Trace = dict[str, Any]
 MAX_POINTS = 1500  # per curve; a longer run is thinned evenly
 SMOOTH_FROM = 24  # points from which a noisy curve also gets a moving average
 SMOOTHED = "moving average"
+_INTERVALS = "Bars are 95 % intervals."
 OUTCOME_COLOURS = {
     "correct": "green",
     "wrong": "red",
@@ -38,6 +40,7 @@ def charts(history: History) -> list[dict[str, Any]]:
     """Sections, each with its charts, ready for JSON; what has no data is left out."""
     sections: dict[str, tuple[Callable[[History], Chart], ...]] = {
         "Learning": (_accuracy, _reward, _outcomes, _signal, _ends, _environment),
+        "Benchmarks": tuple(partial(_benchmark, name=name) for name in history.benchmarks),
         "Policy": (_entropy, _length, _kl, _clip_fraction, _grad_norm, _parts),
         "Engine and learner": (_gap, _lag, _weights, _effective, _sync_seconds),
         "Speed": (_time, _idle, _throughput, _memory),
@@ -54,7 +57,7 @@ def overlays(runs: Mapping[str, History]) -> list[dict[str, Any]]:
     made = [
         _overlay(runs, title, text, read)
         for title, text, read in (
-            ("Held-out accuracy", "Bars are 95 % intervals.", _accuracy),
+            ("Held-out accuracy", _INTERVALS, _accuracy),
             ("Reward", "Mean over the step's judged samples; long runs smoothed.", _reward),
             ("Entropy", "Nats per token.", _entropy),
             ("Completion length", "Tokens the model wrote.", _length),
@@ -62,6 +65,8 @@ def overlays(runs: Mapping[str, History]) -> list[dict[str, Any]]:
             ("Throughput", "Completion tokens per second, end to end.", _throughput),
         )
     ]
+    names = dict.fromkeys(name for history in runs.values() for name in history.benchmarks)
+    made += [_overlay(runs, name, _INTERVALS, partial(_benchmark, name=name)) for name in names]
     kept = [chart for chart in made if chart["traces"]]
     return [{"title": "Comparison", "charts": kept}] if kept else []
 
@@ -89,18 +94,31 @@ def marks(history: History) -> list[dict[str, Any]]:
 
 
 def _accuracy(history: History) -> Chart:
-    held_out = [r for r in history.evals if is_number(r.get("accuracy"))]
-    points = _trace(
-        "held out", [int(r["step"]) for r in held_out], [r["accuracy"] for r in held_out], "green"
-    )
-    points |= {
-        "style": "points",
-        "low": [r.get("accuracy_low") for r in held_out],
-        "high": [r.get("accuracy_high") for r in held_out],
-    }
+    points = _measured("held out", history.evals, "green")
     training = _trace("training", *history.column("accuracy"), "grey") | {"style": "faint"}
     text = "Share of answers that are correct; bars are 95 % intervals."
     return _chart("Accuracy", text, [training, points], form=".0%")
+
+
+def _benchmark(history: History, name: str) -> Chart:
+    records = history.benchmarks.get(name, [])
+    asked = (
+        f"Share of its first {records[-1]['n_tasks']} items that are correct; " if records else ""
+    )
+    return _chart(
+        name, f"{asked}bars are 95 % intervals.", [_measured(name, records, "blue")], form=".0%"
+    )
+
+
+def _measured(name: str, records: Sequence[Mapping[str, Any]], colour: str) -> Trace:
+    """Accuracies with their intervals, at the steps where they were measured."""
+    known = [r for r in records if is_number(r.get("accuracy"))]
+    points = _trace(name, [int(r["step"]) for r in known], [r["accuracy"] for r in known], colour)
+    return points | {
+        "style": "points",
+        "low": [r.get("accuracy_low") for r in known],
+        "high": [r.get("accuracy_high") for r in known],
+    }
 
 
 def _reward(history: History) -> Chart:

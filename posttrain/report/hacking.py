@@ -11,10 +11,10 @@ the policy moves to it. Both have to hold for an alarm:
              direction that pays (a share: by MOVED_SHARE)
 
 Reasoning that gets longer pays too, which is how a model learns: it is in the table and never an
-alarm; all other properties are those of the answer behind it. Three more alarms come from the
+alarm; all other properties are those of the answer behind it. Four more alarms come from the
 records: training reward against held-out results (alarms.py), reward against the share of correct
-answers (the parts drift apart), and answers that can't be judged any more. An alarm is a reason to
-read answers, not a verdict.
+answers (the parts drift apart), answers that can't be judged any more, and benchmarks that the run
+did better before. An alarm is a reason to read answers, not a verdict.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from posttrain.evaluation.forgetting import falls
 from posttrain.report import answers
 from posttrain.report.alarms import alarms as held_out_alarms
 from posttrain.report.alarms import rises
@@ -75,8 +76,13 @@ def watch(history: History) -> Watch:
     found = list(_signals(sample)) if len({a.step for a in sample}) >= 2 else []
     told = [Alarm(signal.name.partition(":")[0], _text(signal)) for signal in found if signal.alarm]
     told += [Alarm("held_out", text) for text in held_out_alarms(history)]
-    told += [*_drift(history), *_not_judged(history)]
+    told += [*_drift(history), *_not_judged(history), *forgotten(history)]
     return Watch(tuple(found), tuple(told), len(sample))
+
+
+def forgotten(history: History) -> list[Alarm]:
+    """Benchmarks that the run did better before."""
+    return [Alarm("forgetting", fall.text) for fall in falls(history.benchmarks)]
 
 
 def _signals(sample: Sequence[Answer]) -> Iterator[Signal]:

@@ -1,7 +1,7 @@
 """What happened in a run: the records of metrics.jsonl, each kind in order, the last word counts.
 
-A resume writes some records again; for a step, and for an evaluation of the same phase and step,
-the last record is the one that holds.
+A resume writes some records again; for a step, and for an evaluation of the same phase and step or
+of the same benchmark and step, the last record is the one that holds.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from posttrain.evaluation.forgetting import curves
 from posttrain.jsonl import read_lines
 from posttrain.run_dir import RunDir
 
@@ -39,6 +40,7 @@ class History:
     summary: Record  # of a finished run; empty otherwise
     steps: list[Record] = field(default_factory=list)
     evals: list[Record] = field(default_factory=list)
+    benchmarks: Mapping[str, list[Record]] = field(default_factory=dict)  # by name, by step
     syncs: list[Record] = field(default_factory=list)
     skips: list[Record] = field(default_factory=list)
     events: list[Record] = field(default_factory=list)
@@ -74,6 +76,7 @@ def read_history(path: Path) -> History:
         evals=[
             evals[key] for key in sorted(evals, key=lambda key: (key[0], _ORDER.get(key[1], 1)))
         ],
+        benchmarks=curves(kinds.get("benchmark", [])),
         syncs=kinds.get("sync", []),
         skips=kinds.get("skip", []),
         events=kinds.get("event", []),
