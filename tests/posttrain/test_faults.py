@@ -48,6 +48,13 @@ def fork() -> Iterator[multiprocessing.context.BaseContext]:
     os.environ |= before
 
 
+def _command(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.NoSuchProcess:  # or a zombie by now
+        return []
+
+
 class Life:
     """One process of a run, from its start to its end."""
 
@@ -75,7 +82,8 @@ class Life:
         deadline = time.monotonic() + seconds
         while self.process.is_alive():
             for child in self.children():
-                if word in " ".join(child.cmdline()) and "server_guard" not in child.cmdline()[3]:
+                command = _command(child)
+                if word in " ".join(command) and "server_guard" not in " ".join(command[:4]):
                     return child
             assert time.monotonic() < deadline, f"no process with {word!r}"
             time.sleep(0.02)
