@@ -146,7 +146,7 @@ def ppo(model: Path, reward_model: Path, run_dir: Path, kl: float, seed: int) ->
         prompts_per_step=32,
         group_size=2,
         rollout={"engine": "embedded", "max_tokens": 40, "dtype": "float32"},
-        learner={"placement": "inline", "learning_rate": 1e-4, "dtype": "float32"},
+        learner={"ranks": 0, "learning_rate": 1e-4, "dtype": "float32"},
         evaluation={"tasks": 100, "every": 10},
         run_dir=run_dir,
         seed=seed,

@@ -7,6 +7,7 @@ that need no model as they are, the README's job up to the point where it asks f
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import os
 import re
@@ -20,7 +21,7 @@ import pytest
 
 from data_gen.cli import _parser as data_gen_parser
 from posttrain.cli import _parser
-from posttrain.config import load_config
+from posttrain.config import GrpoConfig, load_config
 from posttrain.trainers.sft_settings import load_sft_config
 from pretrain.cli import _parser as pretrain_parser
 
@@ -189,6 +190,32 @@ assert report.ok
 """
     done = run_block(f"{reward}\n{environment}\n{check}", tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_scripts_name_settings_that_exist() -> None:
+    """In calls of ``grpo`` and in dictionaries for ``make_config``, tables written out by name."""
+    unknown, seen = [], 0
+    for script in sorted((ROOT / "scripts").rglob("*.py")):
+        for node in ast.walk(ast.parse(script.read_text())):
+            tables: list[tuple[str, ast.expr]] = []
+            if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("grpo"):
+                tables = [(k.arg or "", k.value) for k in node.keywords]
+            elif isinstance(node, ast.Dict):
+                tables = [
+                    (key.value, value)
+                    for key, value in zip(node.keys, node.values, strict=True)
+                    if isinstance(key, ast.Constant) and isinstance(key.value, str)
+                ]
+            for name, table in tables:
+                field = GrpoConfig.model_fields.get(name)
+                known = getattr(field and field.annotation, "model_fields", None)
+                if known is None or not isinstance(table, ast.Dict):
+                    continue
+                keys = {key.value for key in table.keys if isinstance(key, ast.Constant)}
+                seen += len(keys)
+                unknown += [f"{script.name}: {name}.{key}" for key in keys - set(known)]
+    assert seen > 20
+    assert not unknown
 
 
 def test_no_document_names_a_package_host() -> None:
