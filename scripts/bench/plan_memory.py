@@ -64,6 +64,7 @@ def _other_cases(folder: Path) -> list[tuple[str, dict[str, object]]]:
     plain: dict[str, object] = {"dtype": "float32", "zero_stage": 0}
     return [
         (dense, plain),
+        (dense, plain | {"dtype": "bfloat16"}),
         (mixture, plain),
         (dense, plain | {"lora": {"rank": 16}}),
         (dense, plain | {"lora": {"rank": 16, "bits": 4}}),
