@@ -12,7 +12,6 @@ Left out: a trunk shared with the policy, whose two losses then pull at one set 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from posttrain.guarded_adam import forget_gradient
+from posttrain.guarded_adam import update
 from posttrain.learner_state import Part
 from posttrain.packed_attention import Layout
 from posttrain.policy import Policy, body_pass
@@ -127,10 +126,7 @@ class RankCritic:
             totals.add({"loss": loss.detach(), **metrics, **tensors.counts()})
             self.part.engine.backward(loss * (world_size / n_tokens), scale_wrt_gas=False)
         found = totals.reduce(n_tokens)
-        self.part.adam.applied, self.part.adam.veto = False, not math.isfinite(found["loss"])
-        self.part.engine.step()
-        if not self.part.adam.applied:
-            forget_gradient(self.part.engine)
+        update(self.part.engine, self.part.adam, found["loss"])
         variance = found["return_square"] - found["return_mean"] ** 2
         return {
             "value_loss": found["loss"],

@@ -36,7 +36,26 @@ class GuardedAdamW(torch.optim.AdamW):
             self.applied = True
 
 
-def forget_gradient(engine: Any) -> None:
+def update(engine: Any, adam: GuardedAdamW, loss: float) -> str:
+    """Apply the gradient that DeepSpeed's ``engine`` holds of this loss; a collective.
+
+    Returns why nothing was changed, if so: every rank then refuses, and the gradient is gone.
+    """
+    adam.applied, adam.veto = False, not math.isfinite(loss)
+    engine.step()
+    if adam.applied:
+        return ""
+    _forget_gradient(engine)
+    return "the gradient's norm is not finite" if math.isfinite(loss) else f"the loss is {loss}"
+
+
+def gradient_norm(engine: Any, adam: GuardedAdamW) -> float:
+    """Of the last update, before clipping, over all ranks."""
+    norm = adam.norm if adam.clip else engine.get_global_grad_norm()
+    return math.nan if norm is None else float(norm)
+
+
+def _forget_gradient(engine: Any) -> None:
     """Drop the gradient of a step that was refused.
 
     ZeRO-Offload in bfloat16 (DeepSpeed 0.19.8, stages 1 and 2) keeps it and adds the next one to

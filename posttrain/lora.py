@@ -46,8 +46,7 @@ def check_targets(
 
     with torch.device("meta"):
         empty = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model))
-    found = {name for name, layer in empty.named_modules() if isinstance(layer, nn.Linear)}
-    found = {name.rpartition(".")[2] for name in found} - _HEADS
+    found = _linear_names(empty)
     wrong = sorted(set(targets) - found)
     if wrong:
         raise UsageError(
@@ -56,20 +55,38 @@ def check_targets(
         )
 
 
+def _linear_names(model: nn.Module) -> set[str]:
+    found = {name for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
+    return {name.rpartition(".")[2] for name in found} - _HEADS
+
+
 def attach(model: nn.Module, settings: LoraSettings, source: str) -> None:
-    """Put a fresh adapter into the model, in place, and freeze the rest."""
+    """Put a fresh adapter into the model, in place, and freeze the rest.
+
+    PEFT's own "all-linear" would wrap the fused experts of a mixture and its routers as well, whose
+    adapters neither a merged sync nor vLLM understands. Raises UsageError where it does so all the
+    same, because dense layers of the model have an expert's name.
+    """
     from peft import LoraConfig, inject_adapter_in_model
 
     targets = settings.targets
+    names = sorted(_linear_names(model)) if isinstance(targets, str) else list(targets)
     config = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
-        target_modules=targets if isinstance(targets, str) else list(targets),
+        target_modules=names,
         task_type="CAUSAL_LM",
         base_model_name_or_path=source,
     )
     inject_adapter_in_model(config, model)
+    if config.target_parameters:
+        raise UsageError(
+            "learner.lora.targets: adapters on the experts of a mixture are not supported, and "
+            f"{', '.join(sorted(config.target_parameters))} would get some here, because dense "
+            "layers go by the same names: name others, such as "
+            '["q_proj", "k_proj", "v_proj", "o_proj"]'
+        )
 
 
 def keep_adapter(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:

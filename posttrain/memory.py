@@ -20,18 +20,23 @@ With LoRA the table holds for the adapter's parameters, and the P frozen weights
 b P / R), or with NF4 0.52 bytes for each weight of a linear layer. With offload on a GPU float32
 weights, moments, and 4 bytes for each gradient a rank updates, lie in the host's memory instead.
 
-Activations kept for the backward pass, per layer, counted from transformers' llama-like layers and
-``packed_attention`` (H hidden, I intermediate of the experts used, q and k the widths of queries
-and keys, w = 4 on a CPU, where attention computes in float32, else b):
+Activations kept for the backward pass, per layer, counted from what autograd saves of transformers'
+llama-like layers and ``packed_attention`` (H hidden, I intermediate of the k experts used, q and k
+the widths of queries and keys, w = 4 on a CPU, where attention computes in float32, else b):
 
-    t (2 (4 H + 2 b H) + c (q + k) + b q + 4 b I) + s w (2 q + 2 k)
+    t (2 (4 + b + f b) H + c (q + k) + b q + 4 b I + e) + s w (2 q + 2 k)
 
-with c = 4 + 3 b where queries and keys have a norm of their own, else 2 b. With gradient
-checkpointing b H t per layer and one layer in full. Where S ranks share a row each holds 1 / S of
-all this. Logits: chunk V (8 + b) for the log-softmax
-and its gradient (``policy.py``), and 4 V H for the head's gradient.
+A norm keeps its input in float32, its output for the layer behind, and where its own weights are
+trained the normalised input too: f = 1, but 0 with LoRA. c = 4 + f b where queries and keys have a
+norm of their own, else 0. A mixture copies a token for each of its k experts and keeps their
+outputs for the router, e = (1 + f) k b H. An adapter keeps A x, e = b rank for each adapted layer
+(of a mixture it keeps less than this: frozen experts do without b I). With gradient checkpointing
+b H t per layer and one layer in full. Where S ranks share a row each holds 1 / S of all this.
+Logits: chunk V (8 + b) for the log-softmax and its gradient (``policy.py``), and 4 V H for the
+head's gradient.
 
-Left out: fragmentation, the workspace of kernels, communication of ZeRO-3's prefetching.
+Left out: holes in the heap (docs/benchmarks.md has measured some), the workspace of kernels, tables
+of positions, communication of ZeRO-3's prefetching.
 """
 
 from __future__ import annotations
@@ -73,6 +78,7 @@ class ModelSize:
     vocabulary: int
     qk_norm: bool
     idle: int = 0  # parameters of the experts that one token does not use
+    chosen: int = 0  # experts that one token uses
     linears: tuple[Linear, ...] = ()  # in its layers, without the head
 
     @property
@@ -82,9 +88,16 @@ class ModelSize:
 
     def adapter(self, lora: LoraSettings) -> int:
         """Parameters of an adapter."""
-        every = isinstance(lora.targets, str)
-        named = [each for each in self.linears if every or each.name in lora.targets]
+        named = self._named(lora)
         return sum(lora.rank * (each.inputs + each.outputs) * each.count for each in named)
+
+    def adapted(self, lora: LoraSettings) -> int:
+        """Linear layers that have an adapter."""
+        return sum(each.count for each in self._named(lora))
+
+    def _named(self, lora: LoraSettings) -> list[Linear]:
+        every = isinstance(lora.targets, str)
+        return [each for each in self.linears if every or each.name in lora.targets]
 
     def kv_bytes(self, dtype: str) -> int:
         """Of one token in the KV cache."""
@@ -139,6 +152,7 @@ def model_size(model: str) -> ModelSize:
         vocabulary=head.shape[0],
         qk_norm=any("q_norm" in name for name in names),
         idle=in_experts - in_experts * experts // count if experts else 0,
+        chosen=experts,
         linears=_linears(built),
     )
 
@@ -229,13 +243,16 @@ def _states(parameters: int, learner: LearnerSettings, parts: Parts) -> dict[str
 
 def activation_bytes(size: ModelSize, row: RowSize, learner: LearnerSettings, *, cuda: bool) -> int:
     """What a forward pass over the row keeps for the backward pass, and one layer's gradients."""
-    b = _BYTES[learner.dtype]
-    w = b if cuda else 4
+    b, lora = _BYTES[learner.dtype], learner.lora
+    w, own = (b if cuda else 4), (b if lora is None else 0)  # own: for the gradient of norms
     h, inner, q, k = size.hidden, size.intermediate, size.query, size.key
-    turned = (4 + 3 * b if size.qk_norm else 2 * b) * (q + k)
-    layer = row.tokens * (2 * (4 + 2 * b) * h + turned + b * q + 4 * b * inner)
+    turned = (4 + own) * (q + k) if size.qk_norm else 0
+    extra = size.chosen * (b + own) * h
+    if lora is not None:
+        extra += b * size.adapted(lora) * lora.rank // size.layers
+    layer = row.tokens * (2 * (4 + b + own) * h + turned + b * q + 4 * b * inner + extra)
     layer += row.slots * w * (2 * q + 2 * k)
-    ends = row.tokens * (4 + 3 * b) * h + row.targets * b * h
+    ends = row.tokens * (4 + own) * h + row.targets * b * h
     passing = row.tokens * (2 * b * inner + 4 * h)
     kept = size.layers * layer
     if learner.checkpointing:

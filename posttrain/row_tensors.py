@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from posttrain.packed_attention import Layout, repeated_size
+from posttrain.token_tensors import TokenTensors
 from posttrain.types import Ints, PackedRow
 
 
@@ -70,6 +71,21 @@ class RowTensors:
         self.values = None if row.values is None else tensor(row.values[learnt], n_masked)
         self.returns = None if row.returns is None else tensor(row.returns[learnt], n_masked)
         self.reference = None if row.reference is None else tensor(row.reference[learnt], n_masked)
+
+    def tokens(
+        self, logprobs: torch.Tensor, entropy: torch.Tensor, reference: torch.Tensor | None
+    ) -> TokenTensors:
+        """What a loss looks at, with what policy and reference say of the targets."""
+        return TokenTensors(
+            logprobs,
+            self.old_logprobs,
+            self.advantages,
+            self.mask,
+            self.sequence,
+            self.n_sequences,
+            entropy=entropy,
+            ref_logprobs=reference,
+        )
 
     def counts(self) -> dict[str, int]:
         """For ``Totals``: tokens with a loss, and tokens in all, shared ones counted each time."""

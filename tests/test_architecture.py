@@ -49,7 +49,7 @@ ORDER = [
     *("routing", "replica", "attached", "vllm_engine", "rollout_server", "embedded", "engines"),
     *("nccl_transport", "row_tensors", "workload", "step_metrics"),
     *("engine_settings", "guarded_adam"),
-    *("learner_state", "critic", "learner"),
+    *("learner_state", "critic", "published_weights", "rank_setup", "learner"),
     *("learner_inline", "rank_link", "rank_places", "learner_rank", "learner_remote"),
     *("learner_process", "calibration"),
     *("logprob_server", "step", "checkpoint", "held_out", "preflight", "evaluation"),
@@ -63,7 +63,7 @@ ORDER = [
 
 # Heavy package -> the only modules that import it.
 HOMES = {
-    "deepspeed": {"posttrain.learner", "posttrain.learner_state", "posttrain.sequence_parallel"}
+    "deepspeed": {"posttrain.rank_setup", "posttrain.learner_state", "posttrain.sequence_parallel"}
     | {"pretrain.training.engine"},
     "vllm": {"posttrain.vllm_worker", "posttrain.nccl_transport"},
     "trl": {"posttrain.trainers"},

@@ -5,6 +5,7 @@ the peak of its resident memory during the steps stands beside the formula's sum
 
     python scripts/bench/plan_memory.py --model runs/quickstart/sft
     python scripts/bench/plan_memory.py --others     mixture, adapters, NF4, offload, shared rows
+    ... --no-holes     glibc gives every large block back at once: slower, and what is held is used
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", help="the small one; the other is made here")
     parser.add_argument("--others", action="store_true", help="one case of each other thing")
+    parser.add_argument("--no-holes", action="store_true", help="MALLOC_MMAP_THRESHOLD_=65536")
     parser.add_argument("--case", help="one case, as JSON; for the child processes")
     options = parser.parse_args()
     if options.case:
@@ -35,6 +37,8 @@ def main() -> None:
         return
     if not options.others and not options.model:
         parser.error("give --model or --others")
+    if options.no_holes:
+        os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"
     with tempfile.TemporaryDirectory() as folder:
         if options.others:
             for model, case in _other_cases(Path(folder)):
@@ -60,6 +64,7 @@ def _other_cases(folder: Path) -> list[tuple[str, dict[str, object]]]:
     plain: dict[str, object] = {"dtype": "float32", "zero_stage": 0}
     return [
         (dense, plain),
+        (dense, plain | {"dtype": "bfloat16"}),
         (mixture, plain),
         (dense, plain | {"lora": {"rank": 16}}),
         (dense, plain | {"lora": {"rank": 16, "bits": 4}}),

@@ -9,9 +9,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 from transformers.models.qwen3_moe.modeling_qwen3_moe import load_balancing_loss_func
 
+from posttrain import lora
 from posttrain.batching import pack
-from posttrain.config import make_config
+from posttrain.config import LoraSettings, make_config
 from posttrain.embedded import EmbeddedEngine
+from posttrain.errors import UsageError
 from posttrain.expert_load import Experts, StepLoad, collapse_text, is_collapsed
 from posttrain.learner_process import make_learner
 from posttrain.types import Sample
@@ -262,6 +264,27 @@ def test_a_collapse_is_warned_of(monkeypatch):
     assert "step 7" in said and "expert 1 has 100% of the tokens" in said and "of 4 experts" in said
     many = Experts(128, 8, 0.001)
     assert is_collapsed(19.9, many) and not is_collapsed(20.1, many)
+
+
+# adapters
+
+
+def test_an_adapter_leaves_experts_and_routers_as_they_are(mixture):
+    model = AutoModelForCausalLM.from_pretrained(mixture)
+    names = [name for name, _ in model.named_parameters()]
+    lora.attach(model, LoraSettings(rank=2), str(mixture))
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    places = {name.split(".lora_")[0].rpartition(".")[2] for name in trained}
+    assert places == {"q_proj", "k_proj", "v_proj", "o_proj"}
+    assert len(trained) == 2 * 4 * 2  # layers, places, A and B
+    assert [name for name, _, _ in lora.base_weights(model)] == names  # as engines know them
+
+
+def test_an_adapter_that_would_reach_experts_by_their_names_is_refused(mixture):
+    config = Qwen3MoeConfig.from_pretrained(mixture)
+    config.mlp_only_layers = [0]  # a dense layer has gate_proj, up_proj and down_proj too
+    with pytest.raises(UsageError, match=r"down_proj, gate_up_proj would get some"):
+        lora.attach(Qwen3MoeForCausalLM(config), LoraSettings(rank=2), "model")
 
 
 def test_a_dense_model_has_no_load(checkpoint):

@@ -56,13 +56,13 @@ def test_a_critic_and_a_reference_are_counted_when_there_are_any():
 
 def test_activations_and_logits_worked_by_hand():
     # b = 2, t = 10, s = 12, w = 4, q = 16, k = 4, H = 8, I = 24, N = 6
-    # norms 2 (4 + 4) 8 = 128; turned (4 + 6) 20 = 200; o_proj 32; MLP 8 x 24 = 192: 552 a token
-    # attention 12 x 4 x 40 = 1920; a layer 7440; ends 10 x 10 x 8 + 6 x 2 x 8 = 896
+    # norms 2 (4 + 4) 8 = 128; turned (4 + 2) 20 = 120; o_proj 32; MLP 8 x 24 = 192: 472 a token
+    # attention 12 x 4 x 40 = 1920; a layer 6640; ends 10 x 6 x 8 + 6 x 2 x 8 = 576
     # passing 10 (4 x 24 + 32) = 1280
     learner = LearnerSettings(dtype="bfloat16")
-    assert activation_bytes(SIZE, ROW, learner, cuda=False) == 2 * 7440 + 896 + 1280
+    assert activation_bytes(SIZE, ROW, learner, cuda=False) == 2 * 6640 + 576 + 1280
     again = LearnerSettings(dtype="bfloat16", memory_savings=("checkpointing",))
-    assert activation_bytes(SIZE, ROW, again, cuda=False) == 2 * 160 + 7440 + 896 + 1280
+    assert activation_bytes(SIZE, ROW, again, cuda=False) == 2 * 160 + 6640 + 576 + 1280
     found = rank_memory(SIZE, ROW, learner, ALONE)
     assert found["logits"] == 4 * 50 * 10
 
