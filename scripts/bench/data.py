@@ -29,6 +29,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from datatrove.data import Document
@@ -212,6 +213,7 @@ def datatroves_pipeline(source: Path, out: Path, deduplicated: bool) -> None:
         documents = block(documents)
     documents = list(documents)
     if deduplicated:
+        mend_datatroves_hash()
         signatures = MinhashDedupSignature(output_folder=str(out / "s"))
         signatures.run(iter(documents), 0, 1)
         for bucket in range(signatures.config.num_buckets):
@@ -223,6 +225,15 @@ def datatroves_pipeline(source: Path, out: Path, deduplicated: bool) -> None:
         file.writelines(json.dumps({"text": d.text, "id": d.id}) + "\n" for d in documents)
 
 
+def mend_datatroves_hash() -> None:
+    """Version 4 of xxhash takes no strings, which this version of datatrove hands it."""
+    import xxhash
+    from datatrove.utils.hashes import xxhash as theirs
+
+    hashed = xxhash.xxh64_intdigest
+    theirs.xxhash = SimpleNamespace(xxh64_intdigest=lambda text: hashed(text.encode()))
+
+
 def sample(folder: Path, pages: int, packages: str = "*") -> list[str]:
     """Pages drawn at random, the same each time."""
     paths = sorted(p for root in folder.glob(packages) for p in root.rglob("*.html"))
@@ -231,7 +242,10 @@ def sample(folder: Path, pages: int, packages: str = "*") -> list[str]:
 
 
 def memory(options: argparse.Namespace) -> dict[str, Any]:
-    """Peak MB of a job on so many documents of 120 words, in a process of its own."""
+    """Peak MB of a job on so many documents of 120 words, in a process of its own.
+
+    Of all the job's processes the largest; getrusage would count what this one held before.
+    """
     rng = random.Random(0)
     vocabulary = [
         f"{a}{b}" for a in ("the", "of", "and", "with", "river", "library") for b in ("", "s", "ly")
