@@ -58,7 +58,8 @@ import resource, sys
 from pretrain.data.job import prepare_data
 prepare_data(input=sys.argv[1], output=sys.argv[2], workers=1,
              steps=["url", "language", "gopher_repetition", "gopher_quality", "c4", "fineweb"])
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+own = int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0])
+print(max(own, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss) // 1024)
 """
 
 
@@ -72,6 +73,7 @@ def main() -> None:
         command.add_argument("--repeats", type=int, default=3)
     memory_ = commands.add_parser("memory")
     memory_.add_argument("--documents", type=int, nargs="*", default=[10_000, 50_000, 200_000])
+    memory_.add_argument("--words", type=int, default=60, help="of a document")
     commands.add_parser("near_duplicates", add_help=False)
     options, rest = parser.parse_known_args()
     if options.command == "near_duplicates":
@@ -242,9 +244,9 @@ def sample(folder: Path, pages: int, packages: str = "*") -> list[str]:
 
 
 def memory(options: argparse.Namespace) -> dict[str, Any]:
-    """Peak MB of a job on so many documents of 120 words, in a process of its own.
+    """Peak MB of a job on so many documents, in a process of its own.
 
-    Of all the job's processes the largest; getrusage would count what this one held before.
+    That of the largest of its processes.
     """
     rng = random.Random(0)
     vocabulary = [
@@ -257,7 +259,11 @@ def memory(options: argparse.Namespace) -> dict[str, Any]:
             with source.open("w") as file:
                 for i in range(number):
                     text = (
-                        ". ".join(" ".join(rng.choices(vocabulary, k=12)) for _ in range(10)) + "."
+                        ". ".join(
+                            " ".join(rng.choices(vocabulary, k=12))
+                            for _ in range(options.words // 12)
+                        )
+                        + "."
                     )
                     file.write(json.dumps({"text": text, "id": str(i)}) + "\n")
             command = [sys.executable, "-c", MEMORY, str(source), str(Path(name, f"out{number}"))]
