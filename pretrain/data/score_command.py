@@ -44,8 +44,9 @@ def run_quality(options: argparse.Namespace) -> int:
 
     out = Path(options.out)
     check_free(out)
-    sets = (draw(Path(folder), options.limit) for folder in (options.positive, options.negative))
-    about = train_quality(*sets, out, retention=options.retention)
+    positive = draw(Path(options.positive), options.limit)
+    negative = draw(Path(options.negative), options.limit)
+    about = train_quality(positive, negative, out, retention=options.retention)
     good, raw = (about["kept"][label] for label in ("good", "raw"))
     print(f"{out}: threshold {about['threshold']:.4f}; of held-out documents {good:.1%} of the")
     print(f"good and {raw:.1%} of the raw ones pass")

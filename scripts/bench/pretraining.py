@@ -21,6 +21,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
@@ -196,7 +197,7 @@ def main() -> None:
         Fixed(options.rows, options.length, options.steps),
         getattr(torch, options.dtype),
     )
-    sides = {
+    sides: dict[str, Callable[[Fixed, torch.dtype], Clock]] = {
         "Trainer": trainer,
         "pretrain": partial(ours, compiled=False),
         "compiled": partial(ours, compiled=True),
