@@ -10,6 +10,7 @@ import sys
 
 from pretrain.context.command import add_parser as add_extend
 from pretrain.data.command import add_parser as add_data
+from pretrain.data.score_command import add_parser as add_scores
 from pretrain.data.shard_command import add_parser as add_shards
 from pretrain.doctor import add_parser as add_doctor
 from pretrain.errors import RunError, UsageError
@@ -40,6 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="pretrain", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     add_data(commands)
+    add_scores(commands)
     add_shards(commands)
     add_tokenizer(commands)
     add_model(commands)

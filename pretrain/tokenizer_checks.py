@@ -19,8 +19,10 @@ from pretrain.errors import UsageError
 from pretrain.new_folder import check_free, new_folder
 from pretrain.tokenizer_files import FILES, TokenizerFiles, difference, extends, read_tokenizer
 
-# Of many scripts and planes, with blanks at both ends, runs of them, and what normalisers change.
+# Plain English first; then many scripts and planes, blanks at both ends, runs of them, and what
+# normalisers change.
 PROBES = (
+    "The quick brown fox jumps over the lazy dog, 3 times.",
     *("  def f(x):\n\treturn x  ", "don't 12345 + 6.7 = $x^2$", "Straße Ελλάδα Москва ﬁ ½"),
     *(
         "中文 日本語 한국어 ไทย हिन्दी العربية",
@@ -28,8 +30,11 @@ PROBES = (
         "e\u0301 \u00e9 \u2581 \ufeff",
     ),
 )
-_SPARE_ROWS = 1024  # rows without a token that padding to a round number leaves
-_SPARE_SHARE = 0.05
+
+
+def spare_rows(rows: int) -> int:
+    """How many rows of an embedding may have no token: what padding to a round number leaves."""
+    return max(1024, rows // 20)
 
 
 def check_tokenizer(folder: str | Path) -> list[str]:
@@ -111,7 +116,7 @@ def _misfit(files: TokenizerFiles, config: dict[str, Any], generation: dict[str,
     rows = int(config["vocab_size"])
     if files.rows > rows:
         return f"it has ids up to {files.rows - 1}, the embedding has {rows} rows"
-    if rows - files.rows > max(_SPARE_ROWS, _SPARE_SHARE * rows):
+    if rows - files.rows > spare_rows(rows):
         return f"the embedding has {rows} rows, the tokenizer uses {files.rows} of them"
     ends = [end for one in (config, generation) if (end := one.get("eos_token_id")) is not None]
     known = {number for end in ends for number in (end if isinstance(end, list) else [end])}

@@ -20,7 +20,7 @@ from pretrain.importing.files import check_weights
 from pretrain.importing.licence import licence_files, licence_of
 from pretrain.importing.report import ImportReport
 from pretrain.importing.source import Source, locate
-from pretrain.importing.tokenizer_checks import check_tokenizer
+from pretrain.importing.tokenizer_findings import check_tokenizer
 from pretrain.new_folder import check_free, new_folder
 
 if TYPE_CHECKING:

@@ -32,7 +32,7 @@ from torch import Tensor
 from pretrain.errors import UsageError
 from pretrain.optimizer import GuardedAdamW, parameter_groups
 from pretrain.training.checkpoints import ENGINE
-from pretrain.training.network import MicroBatch, Network, rows_attention
+from pretrain.training.network import MicroBatch, Network, compile_layers, rows_attention
 from pretrain.training.rank_files import held_back
 from pretrain.training.settings import TrainConfig
 
@@ -85,6 +85,8 @@ class Engine:
         shard = Shard.join(parallel.sequence) if parallel.sequence > 1 else None
         if parallel.checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
+        if config.compile:
+            compile_layers(model)
         self.network = Network(model.to(self.device, dtype), settings.z_loss, shard)
         self._adam = GuardedAdamW(
             parameter_groups(self.network.parameters(), settings.weight_decay),

@@ -60,6 +60,7 @@ def run(
 
     from pretrain.optimizer import forward_dtype
     from pretrain.training import arithmetic
+    from pretrain.training.network import check_compilable
 
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -73,6 +74,8 @@ def run(
             f"model {config.model}: its vocabulary has {shape.vocab_size} words, the data's "
             f"tokenizer {stream.vocabulary}: tokenise with the model's own, or extend the model"
         )
+    if config.compile:
+        check_compilable(shape)
     ranks, here = (int(os.environ.get(n, "1")) for n in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     needed = arithmetic.needed_bytes(

@@ -59,13 +59,16 @@ class _ChunkedLoss(torch.autograd.Function):
             counts = (t != IGNORE).to(exact)
             t = t.clamp(min=0)[:, None]
             z = torch.mm(h, weight.T).to(exact)
-            log_z = torch.logsumexp(z, 1)
-            nll[part] = (log_z - z.gather(1, t)[:, 0]) * counts
+            chosen, highest = z.gather(1, t)[:, 0], z.amax(1)
+            # One pass over the logits; the largest probability is exp(highest - log Z).
+            p = torch.softmax(z, 1, out=z)
+            log_z = highest - p.amax(1).log()
+            nll[part] = (log_z - chosen) * counts
             loss += nll[part].sum() + z_loss * (counts * log_z.square()).sum()
             if d_hidden is None or d_weight is None:
                 continue
-            z.sub_(log_z[:, None]).exp_().mul_((counts * (1.0 + 2.0 * z_loss * log_z))[:, None])
-            low = z.scatter_add_(1, t, -counts[:, None]).to(weight.dtype)
+            d_z = p.mul_((counts * (1.0 + 2.0 * z_loss * log_z))[:, None])
+            low = d_z.scatter_add_(1, t, -counts[:, None]).to(weight.dtype)
             torch.mm(low, weight, out=d_hidden[part])
             _add_product(d_weight, low.T, h)
         if d_hidden is not None and d_weight is not None:

@@ -9,13 +9,19 @@ end to end, each rank holds an equal part, and inside attention ranks trade toke
 Targets are shifted before the tokens are shared, so each rank's loss is that of its own tokens, and
 the sum over ranks is the loss.
 
+Compiled is one decoder layer, which all of them share, and only for training: what inductor fuses
+is what lies between the matrix products (norms, rotation, SwiGLU). Validation and samples come in
+too many shapes for it.
+
 A mixture of experts is balanced layer by layer (``pretrain.models.experts``), with the weight that
 its config gives (``router_aux_loss_coef``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import shutil
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -120,6 +126,32 @@ class Network(nn.Module):
             yield self.model
         finally:
             self.model.set_attn_implementation(self.attention)
+
+
+def check_compilable(config: Any) -> None:
+    """Raises UsageError for a model whose layers route tokens to experts, which no test has seen
+    compiled, and where inductor would find no C++ compiler.
+    """
+    if experts_of(config):
+        raise UsageError(f"compile = true: the experts of {config.model_type} can't be compiled")
+    compiler = os.environ.get("CXX", "g++")
+    if shutil.which(compiler) is None:
+        raise UsageError(f"compile = true needs a C++ compiler, and there is no {compiler}")
+
+
+def compile_layers(model: Any) -> None:
+    """Compile each decoder layer's training pass; one program for each shape of a micro-batch."""
+    for layer in model.base_model.layers:
+        layer.forward = _in_training(layer, torch.compile(layer.forward, dynamic=False))
+
+
+def _in_training(layer: nn.Module, compiled: Callable[..., Any]) -> Callable[..., Any]:
+    plain = layer.forward
+
+    def forward(*tensors: Any, **told: Any) -> Any:
+        return (compiled if layer.training else plain)(*tensors, **told)
+
+    return forward
 
 
 def rows_attention(

@@ -101,12 +101,25 @@ class TrainConfig(CheckedSettings):
     seed: int = 0
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     threads: int = Field(default=0, ge=0, description="0 leaves torch's own choice")
+    compile: bool = Field(
+        default=False, description="fuse what a layer does between its products (torch.compile)"
+    )
     optimizer: OptimizerSettings = OptimizerSettings()
     schedule: ScheduleSettings = ScheduleSettings()
     parallel: ParallelSettings = ParallelSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
     spikes: SpikeSettings = SpikeSettings()
     report: ReportSettings = ReportSettings()
+
+    @model_validator(mode="after")
+    def _compiled_layers_are_whole(self) -> Self:
+        parallel = self.parallel
+        if self.compile and (parallel.zero_stage == 3 or parallel.tensor * parallel.sequence > 1):
+            raise ValueError(
+                "compile = true goes with parallel.zero_stage 0 to 2, and neither tensor nor "
+                "sequence above 1: what those do inside of a layer can't be compiled"
+            )
+        return self
 
     @model_validator(mode="after")
     def _spikes_leave_a_checkpoint(self) -> Self:

@@ -29,6 +29,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from datatrove.data import Document
@@ -57,7 +58,8 @@ import resource, sys
 from pretrain.data.job import prepare_data
 prepare_data(input=sys.argv[1], output=sys.argv[2], workers=1,
              steps=["url", "language", "gopher_repetition", "gopher_quality", "c4", "fineweb"])
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+own = int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0])
+print(max(own, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss) // 1024)
 """
 
 
@@ -71,6 +73,7 @@ def main() -> None:
         command.add_argument("--repeats", type=int, default=3)
     memory_ = commands.add_parser("memory")
     memory_.add_argument("--documents", type=int, nargs="*", default=[10_000, 50_000, 200_000])
+    memory_.add_argument("--words", type=int, default=60, help="of a document")
     commands.add_parser("near_duplicates", add_help=False)
     options, rest = parser.parse_known_args()
     if options.command == "near_duplicates":
@@ -212,6 +215,7 @@ def datatroves_pipeline(source: Path, out: Path, deduplicated: bool) -> None:
         documents = block(documents)
     documents = list(documents)
     if deduplicated:
+        mend_datatroves_hash()
         signatures = MinhashDedupSignature(output_folder=str(out / "s"))
         signatures.run(iter(documents), 0, 1)
         for bucket in range(signatures.config.num_buckets):
@@ -223,6 +227,15 @@ def datatroves_pipeline(source: Path, out: Path, deduplicated: bool) -> None:
         file.writelines(json.dumps({"text": d.text, "id": d.id}) + "\n" for d in documents)
 
 
+def mend_datatroves_hash() -> None:
+    """Version 4 of xxhash takes no strings, which this version of datatrove hands it."""
+    import xxhash
+    from datatrove.utils.hashes import xxhash as theirs
+
+    hashed = xxhash.xxh64_intdigest
+    theirs.xxhash = SimpleNamespace(xxh64_intdigest=lambda text: hashed(text.encode()))
+
+
 def sample(folder: Path, pages: int, packages: str = "*") -> list[str]:
     """Pages drawn at random, the same each time."""
     paths = sorted(p for root in folder.glob(packages) for p in root.rglob("*.html"))
@@ -231,7 +244,10 @@ def sample(folder: Path, pages: int, packages: str = "*") -> list[str]:
 
 
 def memory(options: argparse.Namespace) -> dict[str, Any]:
-    """Peak MB of a job on so many documents of 120 words, in a process of its own."""
+    """Peak MB of a job on so many documents, in a process of its own.
+
+    That of the largest of its processes.
+    """
     rng = random.Random(0)
     vocabulary = [
         f"{a}{b}" for a in ("the", "of", "and", "with", "river", "library") for b in ("", "s", "ly")
@@ -243,7 +259,11 @@ def memory(options: argparse.Namespace) -> dict[str, Any]:
             with source.open("w") as file:
                 for i in range(number):
                     text = (
-                        ". ".join(" ".join(rng.choices(vocabulary, k=12)) for _ in range(10)) + "."
+                        ". ".join(
+                            " ".join(rng.choices(vocabulary, k=12))
+                            for _ in range(options.words // 12)
+                        )
+                        + "."
                     )
                     file.write(json.dumps({"text": text, "id": str(i)}) + "\n")
             command = [sys.executable, "-c", MEMORY, str(source), str(Path(name, f"out{number}"))]

@@ -7,10 +7,11 @@ datatrove's own need a package more. CPU seconds and wall seconds of each.
 
 A third of the texts come again with words replaced, so that the Jaccard similarity of the pair is
 known. Recall: the share of pairs at J >= 0.8 of which one is gone. False: documents that are gone
-although nothing else is as similar as 0.8. ``memory``: the peak of ours by number of documents.
+although nothing else is as similar as 0.8. ``memory``: the peak of ours by number of documents,
+whose length costs time and disk alone.
 
     python scripts/bench/near_duplicates.py speed --documents 20000
-    python scripts/bench/near_duplicates.py memory --documents 10000 50000 200000
+    python scripts/bench/near_duplicates.py memory --documents 10000 50000 200000 --words 100
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ import argparse
 import json
 import multiprocessing
 import random
-import resource
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -34,7 +34,7 @@ from pretrain.data.folders import COUNTS, Row, ShardWriter, read_documents, read
 from pretrain.data.near_duplicates import NearDuplicates
 from pretrain.data.stage import run_stage
 
-WORDS, N = 300, 5  # of a text, of a shingle
+N = 5  # words of a shingle
 SHARDS = 4
 THRESHOLD = 0.8
 
@@ -43,13 +43,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("what", choices=("speed", "memory"))
     parser.add_argument("--documents", type=int, nargs="+", default=[20_000])
+    parser.add_argument("--words", type=int, default=300, help="of a document")
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--memory-mb", type=int, default=64)
     options = parser.parse_args()
     for documents in options.documents:
         with tempfile.TemporaryDirectory() as folder:
             root = Path(folder)
-            pairs = plant(root / "in", documents)
+            pairs = plant(root / "in", documents, options.words)
             if options.what == "memory":
                 print(json.dumps(grow(root, documents, options.memory_mb)), flush=True)
             else:
@@ -57,23 +58,26 @@ def main() -> None:
                     print(json.dumps(compare(root, pairs, repeat)), flush=True)
 
 
-def plant(folder: Path, documents: int, seed: int = 0) -> dict[str, float]:
-    """Write the folder; returns the similarity of each pair, by the number in its ids."""
+def plant(folder: Path, documents: int, length: int, seed: int = 0) -> dict[str, float]:
+    """Write documents of ``length`` words; returns the similarity of each pair, by the number in
+    its ids.
+    """
     rng, generator = random.Random(seed), np.random.default_rng(seed)
     letters = "etaoinshrdlucmfwypvbgkjqxz"
     vocabulary = ["".join(rng.choices(letters, k=rng.randint(2, 10))) for _ in range(30_000)]
     weights = 1 / np.arange(10, len(vocabulary) + 10)
-    weights /= weights.sum()
+    edges = np.cumsum(weights / weights.sum())
     pairs: dict[str, float] = {}
     rows: list[Row] = []
     originals = documents * 3 // 4
     for i in range(originals):
-        words = [vocabulary[j] for j in generator.choice(len(vocabulary), WORDS, p=weights)]
+        drawn = np.searchsorted(edges, generator.random(length) * edges[-1])
+        words = [vocabulary[j] for j in drawn]
         rows.append({"text": sentences(words), "id": f"a{i}", "metadata": {}})
         if i >= documents - originals:
             continue
         changed = list(words)
-        for at in rng.sample(range(WORDS), rng.randint(1, 16)):
+        for at in rng.sample(range(length), rng.randint(1, max(1, length * 16 // 300))):
             changed[at] = rng.choice(vocabulary)
         pairs[str(i)] = similarity(words, changed)
         rows.append({"text": sentences(changed), "id": f"b{i}", "metadata": {}})
@@ -209,11 +213,16 @@ def _measured(run: Callable[[Path, Path], None], source: Path, out: Path, queue:
     else:
         import rensa  # noqa: F401
     start, wall = time.process_time(), time.perf_counter()
-    base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    base = peak_mb()
     run(source, out)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     cost = {"cpu_s": time.process_time() - start, "wall_s": time.perf_counter() - wall}
-    queue.put(cost | {"base_mb": base // 1024, "peak_mb": peak // 1024})
+    queue.put(cost | {"base_mb": base, "peak_mb": peak_mb()})
+
+
+def peak_mb() -> int:
+    """Of this program: getrusage would count what its parent held before."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) // 1024
 
 
 def grow(root: Path, documents: int, memory_mb: int) -> dict[str, Any]:

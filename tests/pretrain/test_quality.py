@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from datatrove.data import Document
 
+from pretrain.cli import main
 from pretrain.data.education import (
     Education,
     Scores,
@@ -17,6 +18,7 @@ from pretrain.data.education import (
     parse_score,
     score_documents,
 )
+from pretrain.data.folders import write_documents
 from pretrain.data.quality import Quality, train_quality
 from pretrain.errors import UsageError
 from tests.data_gen.chat_server import ChatServer
@@ -136,3 +138,24 @@ def test_too_few_scores_or_all_the_same_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="fewest is 6"):
         Education(tmp_path, fewest=6)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_commands_make_the_models_of_the_steps(tmp_path: Path, capsys: Any) -> None:
+    for name, good in (("good", 0.75), ("raw", 0.25)):
+        rows = [{"text": text(s, good), "id": str(s), "metadata": {}} for s in range(60)]
+        write_documents(tmp_path / name, rows)
+    sets = ["--positive", str(tmp_path / "good"), "--negative", str(tmp_path / "raw")]
+    assert main(["quality", str(tmp_path / "model"), *sets, "--retention", "0.25"]) == 0
+    assert "25.0% of the raw ones pass" in capsys.readouterr().out
+    Quality(tmp_path / "model")
+    assert main(["quality", str(tmp_path / "model"), *sets]) == 2  # it is there already
+
+    def behave(body: dict[str, Any]) -> Any:
+        shown = body["messages"][0]["content"].split("<text>\n")[1].split()
+        return f"Score: {min(5, sum(word in GOOD for word in shown) // 6)}"
+
+    with ChatServer(behave) as server:
+        asked = ["--documents", str(tmp_path / "good"), "--server", server.url, "--model", "m"]
+        assert main(["education", str(tmp_path / "teacher"), *asked, "--limit", "40"]) == 0
+    assert "40 scores; correlation" in capsys.readouterr().out
+    Education(tmp_path / "teacher")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -130,6 +131,19 @@ def test_rows_cut_into_micro_batches_give_the_same_weights(
     out = trained(shards, tmp_path / "run", parallel__micro_tokens=48).parent
     ours, others = ([r["loss"] for r in steps_of(path)] for path in (whole, out))
     assert ours == pytest.approx(others, rel=1e-4)
+
+
+@pytest.mark.slow
+def test_compiled_layers_give_the_same_weights(whole: Path, shards: Shards, tmp_path: Path) -> None:
+    """And, resumed by another program, the same bit for bit."""
+    out = trained(shards, tmp_path / "run", compile=True).parent
+    ours, others = ([r["loss"] for r in steps_of(path)] for path in (whole, out))
+    assert ours == pytest.approx(others, rel=1e-5)
+    weights = (out / "final" / "model.safetensors").read_bytes()
+    shutil.rmtree(out / "final")
+    shutil.rmtree(out / "checkpoints" / "step-00000012")
+    trained(shards, out, compile=True)
+    assert (out / "final" / "model.safetensors").read_bytes() == weights
 
 
 # resume
@@ -287,6 +301,7 @@ def test_a_model_too_large_is_refused_before_it_is_built(shards: Shards, tmp_pat
         ({"checkpoint__every": 1}, "no checkpoint from before the spikes"),
         ({"nonsense": 1}, "nonsense"),
         ({"parallel__tensor": 2, "parallel__sequence": 2}, "can't both"),
+        ({"compile": True, "parallel__zero_stage": 3}, "can't be compiled"),
         ({"model": "/nowhere/at/all"}, "can't be loaded"),
     ],
 )

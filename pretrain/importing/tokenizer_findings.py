@@ -1,19 +1,19 @@
-"""Decides whether a tokenizer belongs to a model: sizes, special tokens, round trip, templates."""
+"""Decides what an import says of a loaded tokenizer: sizes, special tokens, round trip, templates.
+
+Texts and the number of spare rows are those of ``pretrain.tokenizer_checks``, which judges folders
+of the tokenizers library and refuses; here any tokenizer that transformers reads has its findings.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 from pretrain.importing.report import ImportReport
+from pretrain.tokenizer_checks import PROBES, spare_rows
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-_SAMPLES = (
-    "The quick brown fox jumps over the lazy dog, 3 times.",
-    "def f(x):\n    return x ** 2  # 12 + 345 = 357\n",
-    "größer, naïve, 東京, Привет, 🙂",
-)
 _PLAIN: dict[str, Any] = {"add_special_tokens": False}
 
 
@@ -35,7 +35,7 @@ def _sizes(report: ImportReport, tokens: int, rows: int) -> None:
             f"the tokenizer has {tokens:,} tokens, the model {rows:,} rows: another model's "
             "tokenizer, or tokens were added without resizing the embedding",
         )
-    elif rows - tokens > max(1024, rows // 10):
+    elif rows - tokens > spare_rows(rows):
         report.add(
             "vocabulary",
             "note",
@@ -82,18 +82,18 @@ def _special_tokens(
 
 def _round_trip(report: ImportReport, tokenizer: PreTrainedTokenizerBase) -> None:
     lost, unknown = [], 0
-    for sample in _SAMPLES:
+    for sample in PROBES:
         ids = tokenizer(sample, **_PLAIN)["input_ids"]
         unknown += tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids
         back = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
         if back != sample:
             lost.append(f"{sample!r} comes back as {back!r}")
-    if unknown == len(_SAMPLES):  # the first of which is plain English
-        report.add("round trip", "failed", f"it has no tokens for {_SAMPLES[0]!r}")
+    if unknown == len(PROBES):  # the first of which is plain English
+        report.add("round trip", "failed", f"it has no tokens for {PROBES[0]!r}")
     elif lost:
-        report.add("round trip", "note", f"{len(lost)} of {len(_SAMPLES)} samples: {lost[0]}")
+        report.add("round trip", "note", f"{len(lost)} of {len(PROBES)} samples: {lost[0]}")
     else:
-        report.add("round trip", "ok", f"{len(_SAMPLES)} samples come back as they were")
+        report.add("round trip", "ok", f"{len(PROBES)} samples come back as they were")
 
 
 def _chat_template(
