@@ -108,7 +108,12 @@ def main() -> None:
     work = Path("runs") / time.strftime("tool-use-%Y%m%d-%H%M%S")
     work.mkdir(parents=True)
     start = posttrain.sft(
-        with_template(base, work / "base"), rows(4000, tool_share=0.3), work / "sft", epochs=2.0
+        with_template(base, work / "base"),
+        rows(8000, tool_share=0.4),
+        work / "sft",
+        learning_rate=1e-3,
+        epochs=3.0,
+        packing="batch",
     )
     run = posttrain.grpo(
         model=start,

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from posttrain.errors import UsageError
+from posttrain.report.rollouts import message_text
 from posttrain.rollout_files import RolloutFiles
 from posttrain.run_dir import RunDir
 from posttrain.types import Group, Rollout
@@ -121,7 +122,7 @@ def _show(console: Console, group: Group, rollout: Rollout) -> None:
     for message in rollout.messages:
         role = str(message.get("role", "?"))
         console.print(Text(printable(role), "bold cyan" if role == "assistant" else "bold"))
-        console.print(Text(printable(str(message.get("content") or ""))), soft_wrap=True)
+        console.print(Text(printable(message_text(message))), soft_wrap=True)
     console.print()
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from envs import Message
 from posttrain.report.history import History, evenly
 from posttrain.report.tokens import TokenTexts
 from posttrain.types import Group, Ints, Rollout, Turn
@@ -100,14 +101,25 @@ def _messages(rollout: Rollout, texts: TokenTexts | None) -> Iterator[dict[str, 
     last = written[max(0, len(written) - len(rollout.turns)) :]
     turn_of = dict(zip(last, rollout.turns[len(rollout.turns) - len(last) :], strict=True))
     for index, message in enumerate(rollout.messages):
-        content = message.get("content")
         shown: dict[str, Any] = {
             "role": str(message.get("role", "?")),
-            "text": _cut("" if content is None else content),
+            "text": _cut(message_text(message)),
         }
         if index in turn_of:
             shown["turn"] = _turn(turn_of[index], texts)
         yield shown
+
+
+def message_text(message: Message) -> str:
+    """What it says, then its tool calls, and those that could not be read, a line each."""
+    content = message.get("content")
+    said = content if isinstance(content, str) else "" if content is None else repr(content)
+    lines = [said] if said else []
+    for call in message.get("tool_calls") or []:
+        function = call.get("function", call)
+        lines.append(f"call: {function.get('name')} {function.get('arguments')}")
+    lines += [f"unreadable call: {why}" for why in message.get("invalid_tool_calls") or []]
+    return "\n".join(lines)
 
 
 def _turn(turn: Turn, texts: TokenTexts | None) -> dict[str, Any]:
@@ -132,8 +144,7 @@ def _runs(values: Ints) -> list[list[int]]:
     return [[version, len(list(run))] for version, run in itertools.groupby(values.tolist())]
 
 
-def _cut(content: Any) -> str:
-    text = content if isinstance(content, str) else repr(content)
+def _cut(text: str) -> str:
     text = text.encode("utf-8", "backslashreplace").decode()  # a page is UTF-8: no lone surrogates
     over = len(text) - MAX_CHARACTERS
     if over <= 0:

@@ -11,6 +11,7 @@ from envs import EndReason
 from posttrain.cli import main
 from posttrain.config import GrpoConfig
 from posttrain.report.inspect import printable
+from posttrain.report.rollouts import message_text
 from posttrain.run_dir import RunDir
 from posttrain.types import Completion, FinishReason, Group, Rollout, Turn
 from rewards import Outcome, Score
@@ -80,3 +81,12 @@ def test_what_is_not_there_says_what_is(
 
 def test_no_text_moves_the_cursor() -> None:
     assert printable("a\tb\n\x1b]0;x\x07\r\x9b日\u202e") == "a\tb\n\\x1b]0;x\\x07\\r\\x9b日\\u202e"
+
+
+def test_a_message_shows_its_tool_calls() -> None:
+    call = {"type": "function", "function": {"name": "multiply", "arguments": {"a": 2, "b": 3}}}
+    both = {"role": "assistant", "content": "", "tool_calls": [call]}
+    assert message_text(both) == "call: multiply {'a': 2, 'b': 3}"
+    torn = {"role": "assistant", "content": "So", "invalid_tool_calls": ["it is not closed"]}
+    assert message_text(torn) == "So\nunreadable call: it is not closed"
+    assert message_text({"role": "tool", "content": None}) == ""
