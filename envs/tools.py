@@ -79,7 +79,8 @@ class ToolEnv:
         calls = message.get("tool_calls") or ()
         invalid = message.get("invalid_tool_calls") or ()
         if not calls and not invalid:
-            return Step(score=as_score(await settled(self.judge(message))), done=True)
+            score = as_score(await settled(self.judge(message)))
+            return Step(score=score, done=True, info=_counted())
         started, errors, results = time.monotonic(), 0, []
         for call in calls:
             content, failed = await self._run(call["function"])
@@ -89,12 +90,7 @@ class ToolEnv:
             _tool_message("", f"error: the call could not be read: {why}") for why in invalid
         ]
         self.conversation += tuple(results)
-        info = {
-            "tool_calls": len(calls),
-            "malformed_calls": len(invalid),
-            "tool_errors": errors,
-            "tool_s": time.monotonic() - started,
-        }
+        info = _counted(len(calls), len(invalid), errors, time.monotonic() - started)
         return Step(messages=tuple(results), info=info)
 
     def judge(self, message: Message) -> Any:
@@ -145,6 +141,18 @@ class ToolEnv:
             return text
         half = self.max_result_chars // 2
         return f"{text[:half]}\n[{len(text) - 2 * half} characters left out]\n{text[-half:]}"
+
+
+def _counted(
+    calls: int = 0, malformed: int = 0, errors: int = 0, seconds: float = 0.0
+) -> dict[str, float]:
+    """A step's numbers. A step without calls has zeros, or means would leave its episode out."""
+    return {
+        "tool_calls": calls,
+        "malformed_calls": malformed,
+        "tool_errors": errors,
+        "tool_s": seconds,
+    }
 
 
 def tool_names(owner: type) -> list[str]:

@@ -4,7 +4,8 @@ The environment is a class whose public methods are tools (``Calculator``). Fine
 model both ways to a product of two-digit numbers: saying it at once, which a model of this size
 gets wrong, and calling the tool and repeating its result. It does mostly the former. GRPO sees only
 whether the final answer is right, and tokens that the tool wrote carry no loss. Prints held-out
-accuracy and the share of episodes with a tool call, before and after, as one line of JSON.
+accuracy before and after, and tool calls per episode in the first and last step, as one line of
+JSON.
 """
 
 import json

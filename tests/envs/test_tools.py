@@ -143,6 +143,7 @@ def test_the_environments_own_failure_is_not_told_but_raised() -> None:
 def test_a_message_without_calls_is_the_answer() -> None:
     right, wrong = step(content="42"), step(content="41")
     assert right.done
+    assert (right.info["tool_calls"], right.info["tool_errors"]) == (0, 0)  # counted, not left out
     assert right.score is not None
     assert (right.score.value, right.score.outcome) == (1.0, Outcome.CORRECT)
     assert wrong.score is not None
