@@ -90,9 +90,6 @@ def train_quality(
     return about
 
 
-_RATES = (0.5, 0.2, 0.05)  # each when the one before diverged
-
-
 class Classifier:
     """A supervised fastText model; its wrapper's own ``predict`` fails with numpy 2."""
 
@@ -112,14 +109,11 @@ class Classifier:
                 file.write(f"__label__{rows[i][0]} {plain(rows[i][1])}\n")
             file.flush()
             small = {"minCount": 2, "wordNgrams": 2, "bucket": 200_000, "dim": 32}
-            small |= {"epoch": 10, "thread": len(os.sched_getaffinity(0)), "verbose": 0}
-            for lr in _RATES:
-                try:
-                    model = fasttext.train_supervised(file.name, lr=lr, **small)
-                    break
-                except RuntimeError as error:  # its threads race for the weights, without locks
-                    if "NaN" not in str(error) or lr == _RATES[-1]:
-                        raise
+            small |= {"epoch": 10, "verbose": 0, "lr": 0.5}
+            # fastText 0.9.3 sets its start values in eleven parts, one a thread: with fewer threads
+            # it learns from whatever stood in that memory, and may end anywhere, or in NaN.
+            small["thread"] = max(11, len(os.sched_getaffinity(0)))
+            model = fasttext.train_supervised(file.name, **small)
         model.save_model(str(path))
         return cls(path)
 

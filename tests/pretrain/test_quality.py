@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +131,26 @@ def test_a_small_model_learns_the_scores(tmp_path: Path) -> None:
     fresh = [Document(text(9000 + i, i % 2), "a") for i in range(40)]
     assert [step.check(one) for one in fresh] == ["teaches_little", None] * 20
     assert 0 <= fresh[0].metadata["education"] <= 5
+
+
+_TRAINING = """
+import sys
+from pathlib import Path
+from pretrain.data.quality import train_quality
+from tests.pretrain.test_quality import text
+
+positive, negative = ([text(s, good) for s in range(250)] for good in (0.75, 0.25))
+print(train_quality(positive, negative, Path(sys.argv[1]), retention=0.3)["kept"]["good"])
+"""
+
+
+def test_what_stood_in_memory_is_not_learnt_from(tmp_path: Path) -> None:
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "-c", _TRAINING, str(tmp_path / "model")]
+    dirty = os.environ | {"MALLOC_PERTURB_": "128"}  # glibc: every new block is 0x7f7f7f7f..., 3e38
+    done = subprocess.run(command, cwd=root, env=dirty, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) >= 0.98
 
 
 def test_too_few_scores_or_all_the_same_are_refused(tmp_path: Path) -> None:
