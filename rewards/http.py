@@ -4,9 +4,9 @@ Tried again: 408, 429, 5xx, and a lost or refused connection. Before attempt n +
 random time between 0 and min(20 s, 0.5 s * 2^n), "full jitter", or what ``Retry-After`` asks for.
 Other statuses are not: the same request would be refused again.
 
-Requests go through aiohttp, at 0.1 ms of processor time each; httpx takes 0.8 with a client for each
-connection, 10 with a pool of 64. Only connecting has a deadline here; the caller's holds for the
-rest.
+Requests go through aiohttp, at 0.1 ms of processor time each; httpx takes 0.8 with a client for
+each connection, 10 with a pool of 64. Only connecting has a deadline here; the caller's holds for
+the rest.
 """
 
 from __future__ import annotations
