@@ -23,6 +23,7 @@ sys.path[:] = [entry for entry in sys.path if entry != str(Path(__file__).resolv
 
 import argparse  # noqa: E402
 import asyncio  # noqa: E402
+import itertools  # noqa: E402
 import json  # noqa: E402
 import resource  # noqa: E402
 import statistics  # noqa: E402
@@ -172,14 +173,12 @@ def grow(options: argparse.Namespace) -> dict[str, Any]:
     """Resident memory at each tenth of a run, in MB."""
     n_tasks = options.records // options.samples
     seen: list[int] = []
-    calls = 0
+    calls = itertools.count()  # rewards run in threads
 
     @rewards.register("note_memory")
     def note_memory(completion: str, **columns: Any) -> float:
-        nonlocal calls
-        if calls % max(1, options.records // 10) == 0:
+        if next(calls) % max(1, options.records // 10) == 0:
             seen.append(round(_resident_mb()))
-        calls += 1
         return 1.0
 
     rows = [{"id": str(i), "prompt": f"Say {i}."} for i in range(n_tasks)]
