@@ -79,10 +79,8 @@ class Connections:
     def _open(self) -> aiohttp.ClientSession:
         import aiohttp
 
-        tls = certificates(self.url)
-        connector = aiohttp.TCPConnector(
-            limit=0, keepalive_timeout=KEEPALIVE_S, **({"ssl": tls} if tls else {})
-        )
+        tls = certificates(self.url) or True  # True: aiohttp's own, which plain http does not use
+        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_S, ssl=tls)
         self._session = aiohttp.ClientSession(
             connector=connector,
             timeout=aiohttp.ClientTimeout(total=None, connect=CONNECT_TIMEOUT_S),
