@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+_encode = json.JSONEncoder(ensure_ascii=False).encode  # ``json.dumps`` makes one at each call
+
 
 class Journal:
     """Values by key. One process appends; see ``data_gen.store`` for the lock."""
@@ -28,6 +30,7 @@ class Journal:
         last = int(self._files[-1].stem) + 1 if self._files else 0
         self._files.append(folder / f"{last:05d}.jsonl")
         self._writer: IO[bytes] | None = None  # opened at the first line
+        self._end = 0  # of the file that is written
 
     def __len__(self) -> int:
         return len(self._place)
@@ -46,11 +49,11 @@ class Journal:
 
     def put(self, key: str, value: Any) -> None:
         """Append; a key that is there already gets the new value. Raises OSError on a full disk."""
-        line = json.dumps({"key": key, "value": value}, ensure_ascii=False).encode() + b"\n"
+        line = _encode({"key": key, "value": value}).encode() + b"\n"
         number = len(self._files) - 1
         if self._writer is None:
             self._writer = self._files[number].open("ab")
-        offset = self._writer.tell()
+        offset, self._end = self._end, self._end + len(line)
         self._writer.write(line)
         self._writer.flush()
         self._place[_packed(key)] = (number, offset)

@@ -16,11 +16,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from rewards import Score
 
+_canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
 KINDS = ("messages", "chosen", "text", "prompt")  # the column that a kind of record is known by
 
 
@@ -36,6 +37,13 @@ class Provenance:
     seed: int | None = None
     n_tokens: int = 0  # that the model wrote
     end: str = ""  # why generation ended: stop, length, ...
+
+    def columns(self) -> dict[str, Any]:
+        """By name."""
+        return {name: getattr(self, name) for name in _PROVENANCE}
+
+
+_PROVENANCE = [one.name for one in fields(Provenance)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,13 +78,12 @@ class Record:
             "reward_parts": None if score is None else json.dumps(dict(score.parts)),
         }
         end = {"content_hash": self.content_hash, "dropped": self.dropped}
-        return {**self.columns, **asdict(self.provenance), **judged, **self.extra, **end}
+        return {**self.columns, **self.provenance.columns(), **judged, **self.extra, **end}
 
 
 def content_hash(value: Any) -> str:
     """32 hexadecimal digits that name a JSON value, whatever the order of its keys."""
-    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-    return hashlib.blake2b(canonical.encode(), digest_size=16).hexdigest()
+    return hashlib.blake2b(_canonical(value).encode(), digest_size=16).hexdigest()
 
 
 def derived_seed(*parts: Any) -> int:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from data_gen.episodes import Played, Rules, play
@@ -13,6 +13,10 @@ from data_gen.errors import UsageError
 from data_gen.pipeline import Ask
 from data_gen.records import Provenance, derived_seed
 from envs import Task
+
+_OURS = frozenset(
+    ("model", "messages", "tools", "temperature", "top_p", "max_tokens", "seed", "n", "stream")
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +29,8 @@ class Sampling:
     top_p: float | None = None
     max_turns: int = 8
     timeout_s: float = 60.0  # of one call to the environment or the reward
+    # More of each request, as the server knows it: {"top_k": 20, "chat_template_kwargs": ...}
+    extra: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("samples", "max_tokens", "max_turns"):
@@ -34,6 +40,8 @@ class Sampling:
             raise UsageError(f"temperatures are numbers from 0 on, got {self.temperatures!r}")
         if self.samples > 1 and set(self.temperatures) == {0.0}:
             raise UsageError("several samples at temperature 0 are all the same")
+        if taken := sorted(_OURS & set(self.extra)):
+            raise UsageError(f"extra cannot hold {', '.join(taken)}: that is decided elsewhere")
 
     def plans(self, task: Task, models: Sequence[str], seed: int) -> Iterator[dict[str, Any]]:
         """The request settings of each sample, a function of the task and the seed."""
@@ -45,11 +53,13 @@ class Sampling:
                 "top_p": self.top_p,
                 "max_tokens": self.max_tokens,
                 "seed": derived_seed(seed, task.task_id, i),
+                **self.extra,
             }
 
     def told(self) -> dict[str, Any]:
         """For job.json."""
-        return {name: getattr(self, name) for name in type(self).__dataclass_fields__}
+        told = {name: getattr(self, name) for name in type(self).__dataclass_fields__}
+        return {name: value for name, value in told.items() if name != "extra" or value}
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,13 +15,13 @@ import asyncio
 import json
 import math
 import time
-from collections import Counter
+from collections import Counter, defaultdict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from data_gen.errors import Unanswered, UsageError, did_you_mean
-from rewards.chat_server import ChatServer, NoReply, Refused, base_url, check_server, message_of
+from rewards.chat_server import ChatServer, NoReply, Refused, base_url, check_server
 
 ATTEMPTS = 4  # requests to one server before another is tried
 FIRST_REST_S, LONGEST_REST_S = 5.0, 60.0
@@ -97,10 +97,10 @@ class _Live:
     chat: ChatServer
     in_flight: int = 0
     failures: int = 0  # in a row
-    rests_until: float = 0.0  # monotonic
+    rests: int = 0  # that are not over; requests in flight together may fail together
 
     def free(self) -> bool:
-        return self.in_flight < self.server.concurrency and self.rests_until <= time.monotonic()
+        return self.in_flight < self.server.concurrency and not self.rests
 
 
 @dataclass(slots=True)
@@ -112,7 +112,9 @@ class Servers:
     counts: Counter[str] = field(default_factory=Counter)
     cost: float = 0.0
     _live: list[_Live] = field(default_factory=list)
-    _changed: asyncio.Condition = field(default_factory=asyncio.Condition)
+    _waiting: dict[str, deque[asyncio.Future[None]]] = field(  # for a place at a model
+        default_factory=lambda: defaultdict(deque)
+    )
 
     def __post_init__(self) -> None:
         for server in self.servers:
@@ -163,7 +165,8 @@ class Servers:
                 trail.append(f"{live.server.url}: {error}")
                 self._rest(live)
             finally:
-                await self._leave(live)
+                live.in_flight -= 1
+                self._wake(live.server.model, 1)
 
     async def _place(self, model: str) -> _Live:
         """The least loaded free server of the model; waits for one."""
@@ -172,27 +175,45 @@ class Servers:
             raise UsageError(
                 f"no server has the model {model!r}.{did_you_mean(model, self.models)}"
             )
-        async with self._changed:
-            while not (free := [live for live in able if live.free()]):
-                rest = min(live.rests_until for live in able) - time.monotonic()
-                try:
-                    await asyncio.wait_for(self._changed.wait(), min(rest, 1.0) if rest > 0 else 1)
-                except TimeoutError:
-                    pass  # a server may have rested enough
-            chosen = min(free, key=lambda live: (live.in_flight + 1) / live.server.weight)
-            chosen.in_flight += 1
-            return chosen
+        waited = False
+        while not (free := [live for live in able if live.free()]):
+            await self._turn(model, ahead=waited)
+            waited = True
+        chosen = min(free, key=lambda live: (live.in_flight + 1) / live.server.weight)
+        chosen.in_flight += 1
+        return chosen
 
-    async def _leave(self, live: _Live) -> None:
-        live.in_flight -= 1
-        async with self._changed:
-            self._changed.notify()
+    async def _turn(self, model: str, ahead: bool) -> None:
+        """Wait until a place may be free; ``ahead`` of all others, or behind them."""
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        queue = self._waiting[model]
+        queue.appendleft(turn) if ahead else queue.append(turn)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
+                self._wake(model, 1)  # the place came in the same moment
+            raise
+
+    def _wake(self, model: str, n: int) -> None:
+        """Have the first ``n`` that wait for the model look for a place."""
+        queue = self._waiting[model]
+        while queue and n:
+            turn = queue.popleft()
+            if not turn.done():  # not cancelled meanwhile
+                turn.set_result(None)
+                n -= 1
 
     def _rest(self, live: _Live) -> None:
         live.failures += 1
         self.counts["server_failures"] += 1
         seconds = min(LONGEST_REST_S, FIRST_REST_S * 2.0 ** (live.failures - 1))
-        live.rests_until = time.monotonic() + seconds
+        live.rests += 1
+        asyncio.get_running_loop().call_later(seconds, self._rested, live)
+
+    def _rested(self, live: _Live) -> None:
+        live.rests -= 1
+        self._wake(live.server.model, live.server.concurrency)
 
     def _paid(self, server: Server, raw: str) -> Reply:
         reply = read_reply(raw, server.model)
@@ -206,8 +227,9 @@ class Servers:
 
 def read_reply(raw: str, model: str) -> Reply:
     """The first choice of a chat completion that ``message_of`` can read."""
-    choice = message_of(raw) or {}
-    message, usage = choice["message"], json.loads(raw).get("usage") or {}
+    whole = json.loads(raw)
+    choice, usage = whole["choices"][0], whole.get("usage") or {}
+    message = choice["message"]
     return Reply(
         text=message.get("content") or "",
         finish_reason=str(choice.get("finish_reason") or ""),

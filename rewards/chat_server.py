@@ -12,7 +12,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 
 from rewards.errors import UsageError, did_you_mean
@@ -20,6 +20,7 @@ from rewards.http import (
     AGAIN,
     CONNECT_TIMEOUT_S,
     Connections,
+    Lost,
     api_key,
     authorization,
     certificates,
@@ -30,11 +31,6 @@ from rewards.http import (
     without,
 )
 from rewards.score import Outcome
-
-if TYPE_CHECKING:
-    import httpx
-
-MAX_BODY_BYTES = 4_000_000
 
 
 class Refused(Exception):
@@ -91,27 +87,18 @@ class ChatServer:
         self, body: Mapping[str, Any]
     ) -> tuple[int | None, Mapping[str, str], str, str]:
         """Status (None: no usable answer), headers, text, and what is wrong with it."""
-        import httpx
-
         key = api_key(self._api_key_env)
-        headers = authorization(key)
         self._counts["requests"] += 1
-        content = json.dumps(body).encode()  # escapes all but ASCII, surrogates included
         try:
-            async with self._connections.one() as http:
-                path = f"{self.url}/chat/completions"
-                headers["Content-Type"] = "application/json"
-                async with http.stream("POST", path, content=content, headers=headers) as answer:
-                    raw = await _read(answer)
-        except (httpx.TransportError, httpx.DecodingError) as error:
-            return None, {}, "", without(key, f"no answer from {self.url}: {error!r}")
-        if raw is None:
-            return None, {}, "", f"an answer of more than {MAX_BODY_BYTES} bytes"
-        if answer.status_code == 200:
-            usable = message_of(raw) is not None
-            return (200 if usable else None), {}, raw, "a 200 that is no chat completion"
-        reason = without(key, f"status {answer.status_code}: {reason_of(raw)}")
-        return answer.status_code, answer.headers, raw, reason
+            answer = await self._connections.post("/chat/completions", body, authorization(key))
+        except Lost as error:
+            return None, {}, "", without(key, str(error))
+        if answer.status == 200:
+            usable = message_of(answer.text) is not None
+            problem = "a 200 that is no chat completion"
+            return (200 if usable else None), {}, answer.text, problem
+        reason = without(key, f"status {answer.status}: {reason_of(answer.text)}")
+        return answer.status, answer.headers, answer.text, reason
 
     async def _quiet(self, until: float) -> None:
         wait = self._not_before - time.monotonic()
@@ -189,14 +176,3 @@ def message_of(raw: str) -> Mapping[str, Any] | None:
         return choice if isinstance(choice["message"], dict) else None
     except (ValueError, KeyError, IndexError, TypeError, RecursionError):
         return None
-
-
-async def _read(answer: httpx.Response) -> str | None:
-    """The body as text, or None when it is larger than any reply."""
-    chunks, size = [], 0
-    async for chunk in answer.aiter_bytes():
-        chunks.append(chunk)
-        size += len(chunk)
-        if size > MAX_BODY_BYTES:
-            return None
-    return b"".join(chunks).decode("utf-8", "replace")

@@ -4,8 +4,9 @@ Tried again: 408, 429, 5xx, and a lost or refused connection. Before attempt n +
 random time between 0 and min(20 s, 0.5 s * 2^n), "full jitter", or what ``Retry-After`` asks for.
 Other statuses are not: the same request would be refused again.
 
-A connection is an httpx client of its own in a list of idle ones; a pool looks through all its
-connections at each request. Only connecting has a deadline here; the caller's holds for the rest.
+Requests go through aiohttp, at 0.1 ms of processor time each; httpx takes 0.8 with a client for
+each connection, 10 with a pool of 64. Only connecting has a deadline here; the caller's holds for
+the rest.
 """
 
 from __future__ import annotations
@@ -15,58 +16,102 @@ import json
 import os
 import secrets
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import urllib.request
+import weakref
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
     import ssl
 
-    import httpx
+    import aiohttp
 
 CONNECT_TIMEOUT_S = 5.0
 KEEPALIVE_S = 4.0  # vLLM closes a connection that was idle for 5 s
 FIRST_WAIT_S, MAX_WAIT_S = 0.5, 20.0
+MAX_BODY_BYTES = 4_000_000  # larger than any reply
 AGAIN = frozenset({408, 429, *range(500, 600)})
 _random = secrets.SystemRandom()  # the seeded generators are the user's
 
 
+class Lost(Exception):
+    """No whole answer came."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a server said."""
+
+    status: int
+    headers: Mapping[str, str]  # whatever the case of a name
+    text: str
+
+
 class Connections:
-    """Connections to the server at ``url``, for one event loop."""
+    """Connections to the server at ``url``, for one event loop, as many as there are requests."""
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self._idle: list[httpx.AsyncClient] = []
-        self._tls: ssl.SSLContext | bool | None = None  # read at the first connection
+        self._session: aiohttp.ClientSession | None = None
 
-    @asynccontextmanager
-    async def one(self) -> AsyncIterator[httpx.AsyncClient]:
-        """A connection for one request at a time; kept for the next unless something raised."""
-        http = self._idle.pop() if self._idle else self._connect()
+    async def post(self, path: str, body: Mapping[str, Any], headers: Mapping[str, str]) -> Answer:
+        """The answer to ``body`` as JSON, whatever its status. Raises Lost."""
+        import aiohttp
+
+        content = json.dumps(body).encode()  # escapes all but ASCII, surrogates included
+        headers = {"Content-Type": "application/json", **headers}
+        session = self._session or self._open()
         try:
-            yield http
-        except BaseException:  # whatever it was, the connection's state is unknown
-            await http.aclose()
-            raise
-        self._idle.append(http)
+            async with session.post(
+                self.url + path, data=content, headers=headers, allow_redirects=False
+            ) as answer:
+                return Answer(answer.status, answer.headers, await _read(answer.content))
+        except aiohttp.ClientError as error:
+            raise Lost(f"no answer from {self.url}{path}: {error!r}") from None
 
     async def close(self) -> None:
-        idle, self._idle = self._idle, []
-        for http in idle:
-            await http.aclose()
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
 
-    def _connect(self) -> httpx.AsyncClient:
-        import httpx
+    def _open(self) -> aiohttp.ClientSession:
+        import aiohttp
 
-        if self._tls is None:
-            self._tls = certificates(self.url)
-        return httpx.AsyncClient(
-            limits=httpx.Limits(max_connections=1, keepalive_expiry=KEEPALIVE_S),
-            timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT_S),
-            verify=self._tls,
-            trust_env=not is_local(self.url),
+        tls = certificates(self.url) or True  # True: aiohttp's own, which plain http does not use
+        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_S, ssl=tls)
+        self._session = aiohttp.ClientSession(
+            connector=connector,
+            timeout=aiohttp.ClientTimeout(total=None, connect=CONNECT_TIMEOUT_S),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            proxy=_proxy(self.url),
         )
+        weakref.finalize(self, _let_go, connector)
+        return self._session
+
+
+def _let_go(connector: aiohttp.BaseConnector) -> None:
+    """Close what was not closed in its event loop, which may be over, and which would complain."""
+    connector._close()
+
+
+async def _read(content: aiohttp.StreamReader) -> str:
+    chunks, size = [], 0
+    async for chunk in content.iter_any():
+        chunks.append(chunk)
+        size += len(chunk)
+        if size > MAX_BODY_BYTES:
+            raise Lost(f"an answer of more than {MAX_BODY_BYTES} bytes")
+    return b"".join(chunks).decode("utf-8", "replace")
+
+
+def _proxy(url: str) -> str | None:
+    """The environment's proxy for this address."""
+    parts, proxies = urlsplit(url), urllib.request.getproxies()
+    if is_local(url) or urllib.request.proxy_bypass(parts.hostname or ""):
+        return None
+    return proxies.get(parts.scheme) or proxies.get("all")
 
 
 def certificates(url: str) -> ssl.SSLContext | bool:

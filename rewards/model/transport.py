@@ -9,14 +9,16 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from weakref import WeakKeyDictionary
 
 from rewards.errors import UsageError
 from rewards.http import (
     AGAIN,
     CONNECT_TIMEOUT_S,
+    Answer,
     Connections,
+    Lost,
     api_key,
     authorization,
     certificates,
@@ -28,9 +30,6 @@ from rewards.http import (
 )
 from rewards.model.failures import Unjudged
 from rewards.score import Outcome
-
-if TYPE_CHECKING:
-    import httpx
 
 CHECK_TIMEOUT_S = 60.0  # one answer while loading; a first pass may compile
 
@@ -98,21 +97,17 @@ class Transport:
         await self._here().connections.close()
 
     async def _attempted(self, path: str, body: Mapping[str, Any], trail: list[str]) -> Any:
-        import httpx
-
         for attempt in range(self._attempts):
             wait = jitter(attempt)
             try:
-                async with self._here().connections.one() as http:
-                    url = f"{self.url}{path}"
-                    answer = await http.post(url, json=body, headers=self._headers)
-            except (httpx.TransportError, httpx.DecodingError) as error:
-                trail.append(f"attempt {attempt + 1}: {error!r}")
+                answer = await self._here().connections.post(path, body, self._headers)
+            except Lost as error:
+                trail.append(f"attempt {attempt + 1}: {error}")
             else:
-                if answer.status_code == 200:
-                    return _decoded(answer)
+                if answer.status == 200:
+                    return self._decoded(path, answer)
                 trail.append(f"attempt {attempt + 1}: {self._refusal(answer)}")
-                if answer.status_code not in AGAIN:
+                if answer.status not in AGAIN:
                     raise Unjudged(f"{self.url}{path}: {trail[-1]}")
                 wait = max(wait, retry_after_s(answer.headers.get("retry-after")))
             if attempt + 1 < self._attempts:
@@ -132,13 +127,13 @@ class Transport:
     def _headers(self) -> dict[str, str]:
         return authorization(api_key(self._api_key_env))
 
-    def _refusal(self, answer: httpx.Response) -> str:
+    def _refusal(self, answer: Answer) -> str:
         reason = without(api_key(self._api_key_env), reason_of(answer.text))
-        return f"status {answer.status_code}: {reason}"
+        return f"status {answer.status}: {reason}"
 
-
-def _decoded(answer: httpx.Response) -> Any:
-    try:
-        return json.loads(answer.content)
-    except ValueError as error:
-        raise Unjudged(f"{answer.url} answered with no JSON: {answer.text[:200]!r}") from error
+    def _decoded(self, path: str, answer: Answer) -> Any:
+        try:
+            return json.loads(answer.text)
+        except ValueError as error:
+            said = f"{answer.text[:200]!r}"
+            raise Unjudged(f"{self.url}{path} answered with no JSON: {said}") from error

@@ -1,12 +1,15 @@
 """Rejection sampling beside the bare server, and its memory over many records.
 
-``rate``: completion tokens/s of ``data_gen.rejection_sample`` over those of a loop that posts the
-same requests to the same server at the same concurrency and throws the replies away. The runs
-alternate; the JSON line has medians. ``memory``: peak resident memory of a run over many records
-against a server that answers at once (started here, a process of its own), every tenth of the way.
+``rate``: completion tokens/s of ``data_gen.rejection_sample``, from the call to the published data
+set, over those of the leanest loop we know (aiohttp, 0.1 ms of processor time a request) that posts
+the same requests, byte for byte, to the same server at the same concurrency and reads the replies.
+The two take turns, and turns at being first; the JSON line has medians. ``--tokens N`` has every
+answer be N tokens long, where the server knows ``ignore_eos``, as vLLM does; 0 leaves it to the
+model. ``memory``: peak resident memory of a run over many records against a server that answers at
+once (started here, a process of its own), every tenth of the way.
 
     posttrain serve runs/quickstart/sft --port 8000      # or any OpenAI-compatible server
-    python scripts/bench/data_gen.py rate --url http://127.0.0.1:8000/v1 --model sft
+    python scripts/bench/data_gen.py rate --url http://127.0.0.1:8000/v1 --model sft --tokens 128
     python scripts/bench/data_gen.py memory --records 100000
 """
 
@@ -20,22 +23,27 @@ sys.path[:] = [entry for entry in sys.path if entry != str(Path(__file__).resolv
 
 import argparse  # noqa: E402
 import asyncio  # noqa: E402
+import itertools  # noqa: E402
 import json  # noqa: E402
 import resource  # noqa: E402
 import statistics  # noqa: E402
 import subprocess  # noqa: E402
 import tempfile  # noqa: E402
 import time  # noqa: E402
+from collections.abc import Callable  # noqa: E402
+from dataclasses import dataclass  # noqa: E402
 from typing import Any  # noqa: E402
 
-import httpx  # noqa: E402
+import aiohttp  # noqa: E402
 
 import data_gen  # noqa: E402
 import envs  # noqa: E402
 import rewards  # noqa: E402
-from data_gen.servers import read_reply  # noqa: E402
+from data_gen.records import derived_seed  # noqa: E402
+from data_gen.sampling import Sampling  # noqa: E402
 
 FAKE = "fake"
+ENV = "reasoning_gym:chain_sum"
 
 
 def main() -> None:
@@ -46,7 +54,7 @@ def main() -> None:
     rate.add_argument("--model", required=True)
     rate.add_argument("--tasks", type=int, default=100)
     rate.add_argument("--samples", type=int, default=8)
-    rate.add_argument("--max-tokens", type=int, default=64)
+    rate.add_argument("--tokens", type=int, default=0, help="of every answer; 0: up to 64")
     rate.add_argument("--concurrency", type=int, default=64)
     rate.add_argument("--repeats", type=int, default=5)
     memory = what.add_parser("memory")
@@ -63,74 +71,99 @@ def main() -> None:
 # rate
 
 
+@dataclass(frozen=True)
+class Run:
+    """Tokens written, and what it took."""
+
+    tokens: int
+    wall_s: float
+    cpu_s: float  # of this process
+
+    @property
+    def rate(self) -> float:
+        return self.tokens / self.wall_s
+
+
 def compare(options: argparse.Namespace) -> dict[str, Any]:
-    ratios, ours, bare = [], [], []
+    pairs = []
     for repeat in range(options.repeats + 1):
-        first = our_rate(options, seed=2 * repeat)
-        second = bare_rate(options, seed=2 * repeat + 1)
-        if repeat:  # the first pair warms up
-            ours.append(first)
-            bare.append(second)
-            ratios.append(first / second)
+        order = [ours, bare] if repeat % 2 else [bare, ours]
+        requests = requests_of(options, seed=repeat)
+        found = {play.__name__: timed(play, options, repeat, requests) for play in order}
+        pairs.append((found["ours"], found["bare"]))
+    del pairs[0]  # it warms up
+    ratios = [first.rate / second.rate for first, second in pairs]
+    n = options.tasks * options.samples
+
+    def median(of: Callable[[Run], float], which: int) -> float:
+        return statistics.median(of(pair[which]) for pair in pairs)
+
     return {
         "ratio": round(statistics.median(ratios), 3),
         "ratio_lowest": round(min(ratios), 3),
-        "ours_tokens_per_s": round(statistics.median(ours)),
-        "server_tokens_per_s": round(statistics.median(bare)),
-        "requests": options.tasks * options.samples,
+        "ours_tokens_per_s": round(median(lambda run: run.rate, 0)),
+        "server_tokens_per_s": round(median(lambda run: run.rate, 1)),
+        "ours_cpu_ms": round(median(lambda run: 1e3 * run.cpu_s / n, 0), 2),
+        "bare_cpu_ms": round(median(lambda run: 1e3 * run.cpu_s / n, 1), 2),
+        "tokens_per_answer": round(median(lambda run: run.tokens / n, 1), 1),
+        "requests": n,
         "repeats": options.repeats,
     }
 
 
-def our_rate(options: argparse.Namespace, seed: int) -> float:
+def timed(play: Callable[..., int], options: argparse.Namespace, seed: int, requests: Any) -> Run:
+    wall, cpu = time.perf_counter(), time.process_time()
+    tokens = play(options, seed, requests)
+    return Run(tokens, time.perf_counter() - wall, time.process_time() - cpu)
+
+
+def sampling(options: argparse.Namespace) -> dict[str, Any]:
+    extra = {"ignore_eos": True} if options.tokens else {}
+    return {"samples": options.samples, "max_tokens": options.tokens or 64, "extra": extra}
+
+
+def ours(options: argparse.Namespace, seed: int, _: Any) -> int:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out"
-        started = time.perf_counter()
-        data_gen.rejection_sample(
-            envs.load("reasoning_gym:chain_sum"),
-            data_gen.Server(options.url, options.model, concurrency=options.concurrency),
-            out,
-            n_tasks=options.tasks,
-            samples=options.samples,
-            max_tokens=options.max_tokens,
-            seed=seed,
-            quiet=True,
-        )
-        seconds = time.perf_counter() - started
+        server = data_gen.Server(options.url, options.model, concurrency=options.concurrency)
+        more = {**sampling(options), "seed": seed, "quiet": True}
+        data_gen.rejection_sample(envs.load(ENV), server, out, n_tasks=options.tasks, **more)
         requests = json.loads((out / "summary.json").read_text())["requests"]
-    return float(requests["completion_tokens"]) / seconds
+    return int(requests["completion_tokens"])
 
 
-def bare_rate(options: argparse.Namespace, seed: int) -> float:
-    return asyncio.run(_bare_rate(options, seed))
+def bare(options: argparse.Namespace, _: int, requests: list[dict[str, Any]]) -> int:
+    return asyncio.run(_bare(options, requests))
 
 
-async def _bare_rate(options: argparse.Namespace, seed: int) -> float:
-    tasks = envs.load("reasoning_gym:chain_sum").tasks
-    bodies = [
-        {
-            "model": options.model,
-            "messages": [dict(message) for message in tasks.train(i).messages],
-            "temperature": 1.0,
-            "max_tokens": options.max_tokens,
-            "seed": (seed * options.tasks + i) * options.samples + k,
-        }
-        for i in range(options.tasks)
-        for k in range(options.samples)
-    ]
+def requests_of(options: argparse.Namespace, seed: int) -> list[dict[str, Any]]:
+    """What ``ours`` asks."""
+    tasks, plan = envs.load(ENV).tasks, Sampling(**sampling(options))
+    bodies = []
+    for task in map(tasks.train, range(options.tasks)):
+        messages = [dict(message) for message in task.messages]
+        for one in plan.plans(task, [options.model], seed):
+            body = {name: value for name, value in one.items() if value is not None}
+            turn = {"messages": messages, "seed": derived_seed(one["seed"], 0)}
+            bodies.append(body | turn)
+    return bodies
+
+
+async def _bare(options: argparse.Namespace, bodies: list[dict[str, Any]]) -> int:
     left, tokens = iter(bodies), 0
+    connector = aiohttp.TCPConnector(limit=0)
+    async with aiohttp.ClientSession(connector=connector) as http:
 
-    async def worker() -> None:
-        nonlocal tokens
-        # Certificates are slow to load, and for every worker anew.
-        async with httpx.AsyncClient(timeout=600, trust_env=False, verify=False) as http:
+        async def worker() -> None:
+            nonlocal tokens
             for body in left:
-                answer = await http.post(f"{options.url}/chat/completions", json=body)
-                tokens += read_reply(answer.text, options.model).completion_tokens
+                async with http.post(f"{options.url}/chat/completions", json=body) as answer:
+                    said = json.loads(await answer.read())
+                assert said["choices"][0]["message"]
+                tokens += said["usage"]["completion_tokens"]
 
-    started = time.perf_counter()
-    await asyncio.gather(*(worker() for _ in range(options.concurrency)))
-    return tokens / (time.perf_counter() - started)
+        await asyncio.gather(*(worker() for _ in range(options.concurrency)))
+    return tokens
 
 
 # memory
@@ -140,14 +173,12 @@ def grow(options: argparse.Namespace) -> dict[str, Any]:
     """Resident memory at each tenth of a run, in MB."""
     n_tasks = options.records // options.samples
     seen: list[int] = []
-    calls = 0
+    calls = itertools.count()  # rewards run in threads
 
     @rewards.register("note_memory")
     def note_memory(completion: str, **columns: Any) -> float:
-        nonlocal calls
-        if calls % max(1, options.records // 10) == 0:
+        if next(calls) % max(1, options.records // 10) == 0:
             seen.append(round(_resident_mb()))
-        calls += 1
         return 1.0
 
     rows = [{"id": str(i), "prompt": f"Say {i}."} for i in range(n_tasks)]

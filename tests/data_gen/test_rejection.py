@@ -38,8 +38,12 @@ def right_on_even_seeds(body):
 
 
 def sample(server, out, **settings):
+    return sample_of(data_gen.Server(server.url, MODEL), out, **settings)
+
+
+def sample_of(servers, out, **settings):
     arguments = {"n_tasks": 10, "samples": 6, "seed": 1, "quiet": True} | settings
-    return data_gen.rejection_sample(sums(), data_gen.Server(server.url, MODEL), out, **arguments)
+    return data_gen.rejection_sample(sums(), servers, out, **arguments)
 
 
 def test_the_right_answers_are_kept_with_scores_and_provenance(tmp_path: Path) -> None:
@@ -231,3 +235,22 @@ def test_kill_loses_only_what_was_in_flight_and_repeats_nothing(tmp_path: Path) 
     with ChatServer(right_on_even_seeds) as server:
         whole = sample(server, tmp_path / "whole", n_tasks=40, samples=4)
     assert data.to_list() == whole.to_list()
+
+
+def test_more_of_the_request_is_passed_on_and_what_is_ours_is_not_taken(tmp_path: Path) -> None:
+    with ChatServer(right_on_even_seeds) as server:
+        sample(server, tmp_path / "out", extra={"top_k": 3})
+        assert {body["top_k"] for body in server.bodies} == {3}
+        with pytest.raises(data_gen.UsageError, match="extra cannot hold seed"):
+            sample(server, tmp_path / "other", extra={"seed": 1})
+
+
+def test_a_place_goes_to_those_who_can_use_it(tmp_path: Path) -> None:
+    """Two models, one place each: nobody who waits for the other one is woken in vain."""
+    with ChatServer(right_on_even_seeds, models=("a", "b")) as server:
+        servers = [data_gen.Server(server.url, name, concurrency=1) for name in ("a", "b")]
+        started = time.monotonic()
+        sample_of(servers, tmp_path / "out")
+        assert time.monotonic() - started < 5  # a missed turn cost a second
+        assert server.most_in_flight <= 2
+        assert len(server.bodies) == 60
