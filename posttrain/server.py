@@ -237,6 +237,10 @@ def command(spec: ServerSpec, port: int) -> list[str]:
         more_flags, more_switches = cpu_flags(spec)
         flags |= more_flags
         switches += more_switches
+    else:
+        # The cache's size is given above; vLLM would still refuse to start where less than 92 % of
+        # the GPU's memory is free, as beside a learner.
+        flags["--gpu-memory-utilization"] = 0.01
     pairs = [text for flag, value in flags.items() for text in (flag, str(value))]
     module = "vllm.entrypoints.openai.api_server"  # the `vllm` command needs a package named so
     return [sys.executable, "-m", module, *pairs, *switches]

@@ -18,7 +18,8 @@ length, and answers from half to all of the rest. Memory: the most that was resi
 steps, over what was before the model was loaded (so weights, gradients and moments count).
 
     python scripts/bench/learner.py --vocabulary 1024 32768 151936 --length 512 2048 8192
-    python scripts/bench/learner.py --device cuda --size 0.6b --length 8192     # MFU too
+    python scripts/bench/learner.py --device cuda --size 0.6b --length 8192 --row-tokens 32768 \
+        --tokens 32768                                                          # MFU too
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ IMPORTS = (
     "trl.trainer.grpo_trainer",
 )
 TRL = ("trl-bf16", "trl-bf16-weights", "trl-fp32")
-TOKENS, RATE = 4096, 1e-6  # of a step, at least (and two sequences); learning rate
+RATE = 1e-6  # learning rate
 PLAIN_LIMIT_GB = 6.0
 # hidden, layers, heads, key-value heads, head width, inner width; the larger two are as Qwen's
 SIZES = {
@@ -72,11 +73,12 @@ class Cell:
     device: str
     peak_tflops: float
     row_tokens: int
+    tokens: int = 4096  # of a step, at least (and two sequences)
 
     def sequences(self) -> tuple[list[int], list[list[int]]]:
         """The prompt, and the answers of its group."""
         rng = np.random.default_rng(0)
-        n = max(2, TOKENS // self.length)
+        n = max(2, self.tokens // self.length)
         n_prompt = 16 if self.work == "full" else self.length // 4
         rest = self.length - n_prompt
         sizes = [rest] * n if self.work == "full" else np.linspace(rest // 2, rest, n).astype(int)
@@ -101,7 +103,7 @@ def main() -> None:
             for length in options.length:
                 shape = (folder, vocabulary, length, options.work, options.steps, options.threads)
                 machine = (options.device, options.peak_tflops)
-                cell = Cell(*shape, *machine, options.row_tokens)
+                cell = Cell(*shape, *machine, options.row_tokens, options.tokens)
                 print(json.dumps({"size": options.size} | compare(cell, options)), flush=True)
 
 
@@ -115,6 +117,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--ours", choices=("ours-bf16", "ours-fp32"), default="ours-bf16")
     parser.add_argument("--plain", default="plain-bf16", choices=("plain-bf16", "plain-fp32", ""))
     parser.add_argument("--row-tokens", type=int, default=4096, help="of a micro-batch")
+    parser.add_argument("--tokens", type=int, default=4096, help="of a step, at least")
     parser.add_argument("--steps", type=int, default=3, help="counted; one more goes before")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ import pytest
 from posttrain import server as server_module
 from posttrain.attached import AttachedServer
 from posttrain.errors import RunError, UsageError
-from posttrain.server import ServerSpec, VllmServer, environment
+from posttrain.server import ServerSpec, VllmServer, command, environment
 from posttrain.vllm_engine import VllmEngine, threads_per_server
 
 
@@ -56,6 +57,15 @@ def test_threads_are_shared_between_servers_and_learner(monkeypatch, tmp_path):
     assert [threads_per_server(servers) for servers in (1, 2, 4, 100)] == [8, 4, 2, 1]
     spec = ServerSpec(model="m", log_path=tmp_path / "log", threads=4)
     assert environment(spec)["OMP_NUM_THREADS"] == "4"
+
+
+def test_a_gpu_may_be_shared_with_a_learner(tmp_path):
+    spec = ServerSpec(model="m", log_path=tmp_path / "log", device="cuda", kv_cache_gib=2.0)
+    flags = command(spec, 1)
+    assert flags[flags.index("--kv-cache-memory-bytes") + 1] == str(2 * 2**30)
+    assert float(flags[flags.index("--gpu-memory-utilization") + 1]) <= 0.05
+    assert "--enforce-eager" not in flags
+    assert "--gpu-memory-utilization" not in command(replace(spec, device="cpu"), 1)
 
 
 @pytest.mark.parametrize("stopped", [False, True], ids=["running", "stopped"])
