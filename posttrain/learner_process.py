@@ -44,12 +44,12 @@ from posttrain.config import GrpoConfig
 from posttrain.errors import RunError, UsageError
 from posttrain.learner_inline import InlineLearner
 from posttrain.learner_rank import TOKEN
+from posttrain.placement import LISTEN
 from posttrain.rank_link import SILENT_S, RankFailed, RankLink, keep_alive, split_address
 from posttrain.rank_places import hosts_of, place
 from posttrain.types import Batch, Floats, Ints, Learner, Snapshot, StepResult
 from posttrain.waits import waiting
 
-LISTEN = "POSTTRAIN_LEARNER_LISTEN"
 _CLOSE_TIMEOUT_S = 10.0
 _HELLO_TIMEOUT_S = 10.0
 _LONGEST_LINE = 2**30  # bytes of one message

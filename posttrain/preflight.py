@@ -17,6 +17,7 @@ from posttrain.algorithm import Algorithm
 from posttrain.chat import Chat
 from posttrain.config import GrpoConfig, LearnerSettings
 from posttrain.errors import UsageError
+from posttrain.placement import placement_of
 from posttrain.server import LONGEST_RANK
 
 _LONGEST_WINDOW = (
@@ -49,6 +50,8 @@ def check_settings(config: GrpoConfig) -> GrpoConfig:
             f"divided over learner.ranks = {config.learner.ranks}: each rank needs at least one"
         )
     _check_learner(config.learner)
+    if config.learner.ranks > 1:
+        placement_of(config)
     if not installed("deepspeed"):
         raise UsageError("the learner needs DeepSpeed: pip install 'posttrain[deepspeed]'")
     engine = config.rollout.engine

@@ -19,6 +19,7 @@ from posttrain.attached import AttachedServer
 from posttrain.client import ModelLimits, RequestTimedOut, ServerFailed
 from posttrain.config import GrpoConfig
 from posttrain.errors import RunError, UsageError
+from posttrain.placement import LISTEN, only, placement_of
 from posttrain.replica import Quarantined, Replica, Server, State
 from posttrain.routing import OldestFirst, least_loaded
 from posttrain.server import (
@@ -244,7 +245,8 @@ def _servers(
     if rollout.urls:
         return [AttachedServer(url, config.grpo.startup_timeout_s) for url in rollout.urls]
     check_installed()
-    lora = config.learner.lora
+    lora, device = config.learner.lora, device_of_vllm()
+    gpus = placement_of(config).servers if device == "cuda" else ()
     return [
         VllmServer(
             ServerSpec(
@@ -257,10 +259,10 @@ def _servers(
                 kv_cache_gib=rollout.kv_cache_gib,
                 transport=transport_of(config),
                 lora_rank=lora.rank if lora is not None and lora.sync == "adapter" else 0,
-                device=device_of_vllm(),
+                device=device,
                 startup_timeout_s=config.grpo.startup_timeout_s,
                 worker_extension=worker_extension,
-                env=env,
+                env={**(only(gpus[index]) if gpus else {}), **env},
             )
         )
         for index in range(rollout.servers)
@@ -289,7 +291,7 @@ def threads_per_server(count: int) -> int:
 
 
 def transport_of(config: GrpoConfig) -> str:
-    """Resolve "auto": NCCL where the servers are ours and have a GPU beside the learner's."""
+    """Resolve "auto": NCCL where servers of ours and ranks here have a GPU each."""
     asked = config.sync.transport
     if config.learner.lora is not None and config.learner.lora.sync == "adapter":
         return "file"
@@ -297,10 +299,13 @@ def transport_of(config: GrpoConfig) -> str:
         return "file" if asked == "auto" else asked
     if asked == "nccl" and device_of_vllm() != "cuda":
         raise UsageError("sync.transport is nccl, which needs GPUs; use file")
-    if asked != "auto":
-        return asked
-    if device_of_vllm() != "cuda":
+    elsewhere = bool(os.environ.get(LISTEN))  # the learner, which may see no GPU
+    if asked == "file" or device_of_vllm() != "cuda" or (asked == "auto" and elsewhere):
         return "file"
-    import torch
-
-    return "nccl" if torch.cuda.device_count() > 1 else "file"
+    apart = placement_of(config).apart
+    if asked == "nccl" and not apart:
+        raise UsageError(
+            "sync.transport is nccl, which needs a GPU for each rank (learner.ranks) and each "
+            "server (rollout.servers), and there are fewer here; use file"
+        )
+    return "nccl" if apart else "file"
