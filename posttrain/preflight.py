@@ -51,7 +51,7 @@ def check_settings(config: GrpoConfig) -> GrpoConfig:
         )
     _check_learner(config.learner)
     if config.learner.ranks > 1:
-        placement_of(config)
+        placement_of(config)  # raises where there are fewer GPUs than ranks
     if not installed("deepspeed"):
         raise UsageError("the learner needs DeepSpeed: pip install 'posttrain[deepspeed]'")
     engine = config.rollout.engine

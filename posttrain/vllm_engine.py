@@ -297,15 +297,13 @@ def transport_of(config: GrpoConfig) -> str:
         return "file"
     if config.rollout.urls:
         return "file" if asked == "auto" else asked
-    if asked == "nccl" and device_of_vllm() != "cuda":
-        raise UsageError("sync.transport is nccl, which needs GPUs; use file")
-    elsewhere = bool(os.environ.get(LISTEN))  # the learner, which may see no GPU
-    if asked == "file" or device_of_vllm() != "cuda" or (asked == "auto" and elsewhere):
-        return "file"
-    apart = placement_of(config).apart
-    if asked == "nccl" and not apart:
+    if asked == "file":
+        return asked
+    possible = device_of_vllm() == "cuda" and placement_of(config).apart
+    if asked == "nccl" and not possible:
         raise UsageError(
             "sync.transport is nccl, which needs a GPU for each rank (learner.ranks) and each "
-            "server (rollout.servers), and there are fewer here; use file"
+            "server (rollout.servers), and vLLM for GPUs; use file"
         )
-    return "nccl" if apart else "file"
+    elsewhere = bool(os.environ.get(LISTEN))  # the learner, which may have no GPU
+    return "nccl" if asked == "nccl" or (possible and not elsewhere) else "file"

@@ -108,12 +108,11 @@ class Classifier:
             for i in sorted(range(len(rows)), key=lambda i: (i * 0.6180339887498949) % 1):
                 file.write(f"__label__{rows[i][0]} {plain(rows[i][1])}\n")
             file.flush()
-            small: dict[str, float] = {"minCount": 2, "wordNgrams": 2, "bucket": 200_000, "dim": 32}
-            small |= {"epoch": 10, "verbose": 0, "lr": 0.5}
             # fastText 0.9.3 sets its start values in eleven parts, one a thread: with fewer threads
             # it learns from whatever stood in that memory, and may end anywhere, or in NaN.
-            small["thread"] = max(11, len(os.sched_getaffinity(0)))
-            model = fasttext.train_supervised(file.name, **small)
+            threads = max(11, len(os.sched_getaffinity(0)))
+            small = {"minCount": 2, "wordNgrams": 2, "bucket": 200_000, "dim": 32, "epoch": 10}
+            model = fasttext.train_supervised(file.name, lr=0.5, thread=threads, verbose=0, **small)
         model.save_model(str(path))
         return cls(path)
 

@@ -18,8 +18,9 @@ length, and answers from half to all of the rest. Memory: the most that was resi
 steps, over what was before the model was loaded (so weights, gradients and moments count).
 
     python scripts/bench/learner.py --vocabulary 1024 32768 151936 --length 512 2048 8192
-    python scripts/bench/learner.py --device cuda --size 0.6b --length 8192 --row-tokens 32768 \
-        --tokens 32768                                                          # MFU too
+    python scripts/bench/learner.py --device cuda --size 0.6b --length 2048 --row-tokens 16384
+
+On a GPU the lines have the MFU too.
 """
 
 from __future__ import annotations

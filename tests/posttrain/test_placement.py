@@ -37,8 +37,8 @@ def test_a_process_sees_one_of_the_gpus_that_we_see(monkeypatch):
 def four_gpus(monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
-    for name in ("device_of_vllm", "check_installed"):
-        monkeypatch.setattr(vllm_engine, name, lambda: "cuda")
+    monkeypatch.setattr(vllm_engine, "device_of_vllm", lambda: "cuda")
+    monkeypatch.setattr(vllm_engine, "check_installed", lambda: None)
 
 
 def job(model, servers, ranks, **more):
@@ -52,6 +52,7 @@ def test_servers_are_started_where_they_belong(four_gpus, checkpoint, tmp_path, 
     def started(servers, ranks):
         config = job(checkpoint, servers, ranks)
         made = vllm_engine._servers(config, tmp_path, 64, "extension", {"OURS": "1"}, None)
+        assert {one.spec.env["OURS"] for one in made} == {"1"}
         return [(one.spec.env["CUDA_VISIBLE_DEVICES"], one.spec.transport) for one in made]
 
     assert started(2, 2) == [("2", "nccl"), ("3", "nccl")]
@@ -61,8 +62,13 @@ def test_servers_are_started_where_they_belong(four_gpus, checkpoint, tmp_path, 
     assert started(4, 16) == [(str(i), "file") for i in range(4)]
 
 
-def test_what_does_not_fit_is_bad_input(four_gpus, checkpoint):
+def test_what_does_not_fit_is_bad_input(four_gpus, checkpoint, monkeypatch):
+    assert vllm_engine.transport_of(job(checkpoint, 2, 2, sync={"transport": "nccl"})) == "nccl"
+    assert vllm_engine.transport_of(job(checkpoint, 2, 2, sync={"transport": "file"})) == "file"
     with pytest.raises(UsageError, match="a GPU for each rank"):
         vllm_engine.transport_of(job(checkpoint, 2, 3, sync={"transport": "nccl"}))
     with pytest.raises(UsageError, match=r"learner.ranks = 5, and this machine has 4 GPU\(s\)"):
         check_settings(job(checkpoint, 1, 5))
+    monkeypatch.setattr(vllm_engine, "device_of_vllm", lambda: "cpu")
+    with pytest.raises(UsageError, match="vLLM for GPUs"):
+        vllm_engine.transport_of(job(checkpoint, 1, 1, sync={"transport": "nccl"}))
