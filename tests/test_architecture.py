@@ -65,7 +65,7 @@ ORDER = [
 # Heavy package -> the only modules that import it.
 HOMES = {
     "deepspeed": {"posttrain.rank_setup", "posttrain.learner_state", "posttrain.sequence_parallel"}
-    | {"pretrain.training.engine"},
+    | {"pretrain.training.engine", "pretrain.training.pipeline"},
     "vllm": {"posttrain.vllm_worker", "posttrain.nccl_transport"},
     "trl": {"posttrain.trainers"},
     "docker": {"rewards.sandbox.docker_engine"},

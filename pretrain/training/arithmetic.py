@@ -55,8 +55,13 @@ def peak(dtype: torch.dtype, device: torch.device) -> tuple[float, str]:
     return best, "measured, a product of 1024 x 1024"
 
 
-def needed_bytes(model_config: Any, *, stage: int, ranks: int, low: bool, micro_tokens: int) -> int:
-    """Per rank: weights, gradients, optimiser, and activations of a micro-batch, roughly."""
+def needed_bytes(
+    model_config: Any, *, stage: int, ranks: int, low: bool, micro_tokens: int, stages: int = 1
+) -> int:
+    """Per rank: weights, gradients, optimiser, and activations of a micro-batch, roughly.
+
+    Of ``stages`` of a pipeline the first holds as many micro-batches as there are stages.
+    """
     c = model_config
     heads, key_heads = c.num_attention_heads, c.num_key_value_heads
     width = getattr(c, "head_dim", None) or c.hidden_size // heads
@@ -64,8 +69,9 @@ def needed_bytes(model_config: Any, *, stage: int, ranks: int, low: bool, micro_
     feed_forward = 3 * c.hidden_size * (wide or c.intermediate_size)
     layer = 2 * c.hidden_size * width * (heads + key_heads) + feed_forward
     embeddings = c.vocab_size * c.hidden_size * (1 if c.tie_word_embeddings else 2)
-    parameters = c.num_hidden_layers * layer + embeddings
-    each = 2 if low else 4
+    parameters = -(-c.num_hidden_layers // stages) * layer + embeddings
+    each, ranks = (2 if low else 4), max(1, ranks // stages)
+    stage = max(1, stage) if stages > 1 else stage
     weights = each / (ranks if stage == 3 else 1)
     gradients = 4 / (ranks if stage >= 2 else 1)
     optimiser = (12 if low else 8) / (ranks if stage >= 1 else 1)

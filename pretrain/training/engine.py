@@ -1,4 +1,4 @@
-"""One rank's model inside a DeepSpeed engine. Only here is deepspeed imported.
+"""One rank's model inside a DeepSpeed engine. Only here and in ``pipeline`` is deepspeed imported.
 
 Decides how a step's loss is averaged. DeepSpeed averages gradients over its D data-parallel ranks;
 what is wanted is the mean over all N loss tokens of the step, wherever they lie. So each
@@ -27,14 +27,15 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from pretrain.errors import UsageError
+from pretrain.models.experts import experts_of
 from pretrain.optimizer import GuardedAdamW, parameter_groups
 from pretrain.training.checkpoints import ENGINE
 from pretrain.training.network import MicroBatch, Network, compile_layers, rows_attention
 from pretrain.training.rank_files import held_back
-from pretrain.training.settings import TrainConfig
+from pretrain.training.settings import ParallelSettings, TrainConfig
 
 INSTALL = "training needs DeepSpeed, which is missing: pip install 'posttrain[deepspeed]'"
 
@@ -52,21 +53,23 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a rank stands. ``copies`` ranks (neighbours) work on the same rows."""
+    """Where a rank stands. ``copies`` ranks (neighbours) work on the same rows, and so do the
+    ``stages`` ranks of a pipeline: the first stages of all pipelines come first."""
 
     rank: int
     world: int
-    copies: int
+    copies: int = 1
+    stages: int = 1
 
     @property
     def readers(self) -> int:
         """How many parts a step's rows have."""
-        return self.world // self.copies
+        return self.world // (self.copies * self.stages)
 
     @property
     def reader(self) -> int:
         """Which of them is this rank's."""
-        return self.rank // self.copies
+        return self.rank % (self.world // self.stages) // self.copies
 
 
 class Engine:
@@ -75,33 +78,39 @@ class Engine:
     def __init__(self, model: Any, config: TrainConfig, dtype: torch.dtype) -> None:
         deepspeed = import_deepspeed()
         self.device = join_ranks()
+        self.model, self._config, self._dtype = model, config, dtype
         parallel, settings = config.parallel, config.optimizer
         copies = max(parallel.tensor, parallel.sequence)
-        self.place = Place(dist.get_rank(), dist.get_world_size(), copies)
-        _check_ranks(self.place, config, model.config)
-        self.stage = max(1, parallel.zero_stage) if dtype is torch.bfloat16 else parallel.zero_stage
+        self.place = Place(dist.get_rank(), dist.get_world_size(), copies, parallel.pipeline)
+        divided = dtype is torch.bfloat16 or parallel.pipeline > 1
+        self.stage = max(1, parallel.zero_stage) if divided else parallel.zero_stage
         self._tensor = parallel.tensor
-        self.data_ranks = self.place.world // self._tensor
-        shard = Shard.join(parallel.sequence) if parallel.sequence > 1 else None
+        self.data_ranks = self.place.world // (self._tensor * parallel.pipeline)
         if parallel.checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         if config.compile:
             compile_layers(model)
-        self.network = Network(model.to(self.device, dtype), settings.z_loss, shard)
+        module = self._module()
         self._adam = GuardedAdamW(
-            parameter_groups(self.network.parameters(), settings.weight_decay),
+            parameter_groups(module.parameters(), settings.weight_decay),
             lr=settings.rate,
             betas=settings.betas,
             eps=settings.epsilon,
             fused=True,
         )
         self._adam.clip = settings.max_grad_norm if self.stage == 0 and self._tensor == 1 else 0.0
-        clip, trained = not self._adam.clip, sum(p.numel() for p in self.network.parameters())
+        clip, trained = not self._adam.clip, sum(p.numel() for p in module.parameters())
         settled = deepspeed_config(config, self.stage, dtype, clip=clip, trained=trained)
-        self._engine, *_ = deepspeed.initialize(
-            model=self.network, optimizer=self._adam, config=settled
-        )
+        self._engine, *_ = deepspeed.initialize(model=module, optimizer=self._adam, config=settled)
         self._gathered = deepspeed.zero.GatheredParameters
+
+    def _module(self) -> nn.Module:
+        """What this rank trains, from the whole model."""
+        size = self._config.parallel.sequence
+        shard = Shard.join(size) if size > 1 else None
+        model = self.model.to(self.device, self._dtype)
+        self.network = Network(model, self._config.optimizer.z_loss, shard)
+        return self.network
 
     def train(
         self,
@@ -114,25 +123,34 @@ class Engine:
         """One optimiser step; ``judge`` says of the loss why it must not be learnt from, or ""."""
         for group in self._adam.param_groups:
             group["lr"] = rate
-        self.network.train()
         told = torch.zeros(2, device=self.device)  # nll, ranks that want to stop
-        for i, micro in enumerate(micro_batches):
-            self._engine.set_gradient_accumulation_boundary(i == len(micro_batches) - 1)
-            loss, nll = self._engine(*micro.inputs)
-            self._engine.backward(loss * (self.data_ranks / n_tokens), scale_wrt_gas=False)
-            told[0] += nll.sum()
+        told[0] = self._passes(micro_batches, n_tokens)
         told[1] = float(stop)
         dist.all_reduce(told)
         nll_sum, stops = told.tolist()
         mean = nll_sum / self._tensor / n_tokens
         reason = judge(mean)
         self._adam.applied, self._adam.veto = False, bool(reason)
-        self._engine.step()
+        self._update()
         if not self._adam.applied and not reason:
             reason = "the gradient's norm is not finite"
         norm = self._adam.norm if self._adam.clip else self._engine.get_global_grad_norm()
         norm = math.nan if norm is None else float(norm)
         return Outcome(mean, norm, reason, stops > 0, self._expert_load())
+
+    def _passes(self, micro_batches: Sequence[MicroBatch], n_tokens: int) -> Tensor:
+        """Forward and backward, gradients reduced; this rank's sum of nll."""
+        self.network.train()
+        total = torch.zeros((), device=self.device)
+        for i, micro in enumerate(micro_batches):
+            self._engine.set_gradient_accumulation_boundary(i == len(micro_batches) - 1)
+            loss, nll = self._engine(*micro.inputs)
+            self._engine.backward(loss * (self.data_ranks / n_tokens), scale_wrt_gas=False)
+            total += nll.sum()
+        return total
+
+    def _update(self) -> None:
+        self._engine.step()
 
     def _expert_load(self) -> list[list[float]] | None:
         """Of the step, over all ranks."""
@@ -181,6 +199,7 @@ class Engine:
         random = {"cpu": torch.get_rng_state(), "cuda": cuda}
         return {**held, folder / f"random-{self.place.rank}.pt": random}
 
+    @torch.no_grad()
     def load(self, folder: Path) -> None:
         """Take over a saved state, bit for bit."""
         self._engine.load_checkpoint(str(folder), tag=ENGINE)
@@ -195,7 +214,7 @@ class Engine:
 
         whole: dict[str, Tensor] = {}
         seen: set[int] = set()
-        for prefix, module in self.network.model.named_modules():
+        for prefix, module in self.model.named_modules():
             own = dict(module.named_parameters(recurse=False))
             shared = GatherReplacedLayerParams(list(own.values()), module, self._tensor > 1)
             with self._gathered(list(own.values())), shared:
@@ -221,7 +240,6 @@ def deepspeed_config(
         "zero_optimization": {"stage": stage, "reduce_bucket_size": min(500_000_000, trained)},
         "bf16": {"enabled": low, "check_grad_overflow": low},
         "data_types": {"grad_accum_dtype": "fp32"},
-        "steps_per_print": 10**9,
     }
     if config.parallel.tensor > 1:
         told["tensor_parallel"] = {
@@ -284,20 +302,26 @@ def head_sizes(config: Any) -> tuple[int, int, int]:
     return heads, int(getattr(config, "num_key_value_heads", None) or heads), int(width)
 
 
-def _check_ranks(place: Place, config: TrainConfig, model_config: Any) -> None:
-    if place.world % place.copies:
+def check_ranks(ranks: int, parallel: ParallelSettings, model_config: Any) -> None:
+    """Raises UsageError where the model can't be divided over the ranks as it was asked for."""
+    if ranks % parallel.together:
         raise UsageError(
-            f"{place.world} ranks can't be divided into groups of {place.copies} "
-            "(parallel.tensor, parallel.sequence)"
+            f"{ranks} ranks can't be divided into groups of {parallel.together} "
+            "(parallel.tensor, parallel.sequence, parallel.pipeline)"
         )
     heads, key_heads, _ = head_sizes(model_config)
-    size = config.parallel.sequence
+    size, stages = parallel.sequence, parallel.pipeline
     if heads % size or (key_heads % size and size % key_heads):
         raise UsageError(f"parallel.sequence = {size} does not divide {heads}/{key_heads} heads")
-    if config.parallel.tensor > 1 and config.parallel.zero_stage == 3:
+    if parallel.tensor > 1 and parallel.zero_stage == 3:
         raise UsageError(
             "parallel.tensor with parallel.zero_stage = 3 is not supported: use 0 to 2"
         )
+    layers, kind = model_config.num_hidden_layers, model_config.model_type
+    if layers < stages:
+        raise UsageError(f"parallel.pipeline = {stages}: the model has {layers} layers")
+    if stages > 1 and experts_of(model_config):
+        raise UsageError(f"parallel.pipeline: the experts of {kind} are balanced over all layers")
 
 
 def import_deepspeed() -> Any:

@@ -60,6 +60,7 @@ def run(
 
     from pretrain.optimizer import forward_dtype
     from pretrain.training import arithmetic
+    from pretrain.training.engine import check_ranks
     from pretrain.training.network import check_compilable
 
     if config.threads:
@@ -77,6 +78,7 @@ def run(
     if config.compile:
         check_compilable(shape)
     ranks, here = (int(os.environ.get(n, "1")) for n in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+    check_ranks(ranks, config.parallel, shape)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     needed = arithmetic.needed_bytes(
         shape,
@@ -84,6 +86,7 @@ def run(
         ranks=ranks,
         low=dtype is torch.bfloat16,
         micro_tokens=config.parallel.micro_tokens,
+        stages=config.parallel.pipeline,
     )
     arithmetic.check_memory(needed, arithmetic.free_bytes(device), here if device == "cpu" else 1)
     config.out.mkdir(parents=True, exist_ok=True)
@@ -99,10 +102,12 @@ class _Job:
 
     def train(self, model: Any, held_out: Mapping[str, Any]) -> Path:
         from pretrain.training.engine import Engine
+        from pretrain.training.pipeline import Pipeline
 
         parameters = sum(weight.numel() for weight in model.parameters())
         loop_parts = self._parts(model)
-        self.engine = Engine(model, self._rated(loop_parts["peak_rate"]), self.dtype)
+        kind = Pipeline if self.config.parallel.pipeline > 1 else Engine
+        self.engine = kind(model, self._rated(loop_parts["peak_rate"]), self.dtype)
         loop = self._loop(loop_parts, held_out)
         self._resume(loop)
         self._announce(loop, parameters)
@@ -126,7 +131,7 @@ class _Job:
 
         parallel, model_config = self.config.parallel, model.config
         world = int(os.environ.get("WORLD_SIZE", "1"))
-        readers = max(1, world // max(parallel.tensor, parallel.sequence))
+        readers = max(1, world // parallel.together)
         check_phases(self.stream, readers, parallel.sequence, model_config.max_position_embeddings)
         matrices = matrix_parameters(model)
         without_head = matrices - model.get_output_embeddings().weight.numel()
@@ -212,11 +217,22 @@ class _Job:
         )
         loop.records.say(
             f"{engine.place.world} rank(s) on {engine.device.type}, ZeRO-{engine.stage}, tensor "
-            f"{parallel.tensor}, sequence {parallel.sequence}; MFU against "
+            f"{parallel.tensor}, sequence {parallel.sequence}, pipeline {parallel.pipeline}"
+            f"{self._bubble()}; MFU against "
             f"{loop.records.peak / 1e12:.2f} TFLOP/s ({self.peak_from})"
         )
         if engine.place.rank == 0:
             (self.config.out / "config.json").write_text(json.dumps(self._about(), indent=1) + "\n")
+
+    def _bubble(self) -> str:
+        """How long the stages of a pipeline wait for each other in the first phase."""
+        place, phase = self.engine.place, self.stream.plan_of(0).phase
+        if place.stages == 1:
+            return ""
+        at_once = max(1, self.config.parallel.micro_tokens // phase.length)
+        n = -(-phase.rows // place.readers // at_once)
+        share = (place.stages - 1) / (n + place.stages - 1)
+        return f" ({n} micro-batches: {100 * share:.0f}% of the time is waiting)"
 
     def _about(self) -> dict[str, Any]:
         import torch
@@ -247,7 +263,7 @@ class _Job:
             shutil.rmtree(old, ignore_errors=True)
             if final.exists():
                 final.rename(old)
-            save(final, self.engine.network.model, self.tokenizer, record, weights)
+            save(final, self.engine.model, self.tokenizer, record, weights)
             shutil.rmtree(old, ignore_errors=True)
             loop.records.say(f"done: {final}")
         dist.barrier()

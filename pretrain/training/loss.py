@@ -25,7 +25,7 @@ from pretrain.packing import IGNORE
 class Head(nn.Module):
     """The language-model head with its loss; shares the model's own weight, adds no parameter."""
 
-    def __init__(self, projection: nn.Linear) -> None:
+    def __init__(self, projection: nn.Linear | nn.Embedding) -> None:
         super().__init__()
         # Registered here as well, so that ZeRO-3 gathers it around this module's passes.
         self.weight = projection.weight

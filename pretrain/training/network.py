@@ -76,13 +76,12 @@ class Network(nn.Module):
 
     def __init__(self, model: Any, z_loss: float, shard: Any = None) -> None:
         super().__init__()
-        _refuse_unsupported(model)
+        prepare(model)
         self.model = model
         self.config = model.config  # where DeepSpeed looks for heads and sharding plans
         self.z_loss = z_loss
         self.shard = shard
         self.head = Head(model.get_output_embeddings())
-        _register()
         self.experts = experts_of(model.config)
         self.load: list[Tensor] = []  # [layers, experts] of each micro-batch since ``take_load``
         self.attention = PLAIN if shard is None else shard.attention(model.config)
@@ -191,14 +190,13 @@ def _apart_rows(x: Tensor, rows: int) -> Tensor:
     return x[0].unflatten(1, (rows, -1)).transpose(0, 1)
 
 
-def _register() -> None:
+def prepare(model: Any) -> None:
+    """Makes our attention known. Raises UsageError where the head does more than a matrix product:
+    that would be trained wrongly without a word.
+    """
     from transformers import AttentionInterface
 
     AttentionInterface.register(PLAIN, rows_attention)  # without a mask function: none is built
-
-
-def _refuse_unsupported(model: Any) -> None:
-    """A head that does more than a matrix product would be trained wrongly without a word."""
     kind = model.config.model_type
     for name in ("final_logit_softcapping", "logits_scaling", "logit_scale", "lm_head_multiplier"):
         if getattr(model.config, name, None) not in (None, 1, 1.0):

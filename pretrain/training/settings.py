@@ -46,6 +46,7 @@ class ParallelSettings(CheckedSettings):
     zero_stage: int = Field(default=0, ge=0, le=3)
     tensor: int = Field(default=1, ge=1, description="ranks that share each matrix (AutoTP)")
     sequence: int = Field(default=1, ge=1, description="ranks that share each row (Ulysses)")
+    pipeline: int = Field(default=1, ge=1, description="ranks that share the layers, in stages")
     micro_tokens: int = Field(
         default=16384, gt=0, description="tokens at once on a rank; the rest is accumulated"
     )
@@ -53,9 +54,16 @@ class ParallelSettings(CheckedSettings):
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
-        if self.tensor > 1 and self.sequence > 1:
-            raise ValueError("tensor and sequence can't both be above 1: no test has seen it")
+        if sorted((self.tensor, self.sequence, self.pipeline))[1] > 1:
+            raise ValueError("of tensor, sequence and pipeline only one can be above 1")
+        if self.pipeline > 1 and self.zero_stage > 1:
+            raise ValueError("pipeline goes with zero_stage 0 or 1: DeepSpeed has no other")
         return self
+
+    @property
+    def together(self) -> int:
+        """Ranks that work on the same rows."""
+        return self.tensor * self.sequence * self.pipeline
 
 
 class CheckpointSettings(CheckedSettings):
@@ -114,10 +122,10 @@ class TrainConfig(CheckedSettings):
     @model_validator(mode="after")
     def _compiled_layers_are_whole(self) -> Self:
         parallel = self.parallel
-        if self.compile and (parallel.zero_stage == 3 or parallel.tensor * parallel.sequence > 1):
+        if self.compile and (parallel.zero_stage == 3 or parallel.together > 1):
             raise ValueError(
-                "compile = true goes with parallel.zero_stage 0 to 2, and neither tensor nor "
-                "sequence above 1: what those do inside of a layer can't be compiled"
+                "compile = true goes with parallel.zero_stage 0 to 2, and with tensor, sequence "
+                "and pipeline at 1: what they do inside of a layer or around it can't be compiled"
             )
         return self
 

@@ -44,6 +44,21 @@ def test_memory_is_that_of_all_experts() -> None:
     assert many - one == 16 * 2 * 7 * 3 * 64 * 128
 
 
+def test_stages_divide_the_layers_and_hold_more_micro_batches() -> None:
+    model = build(Shape("qwen3", 320, 64, 4, 2, 1, 32, 128, max_length=64))
+    told = {"ranks": 2, "low": False}
+    whole, half = (
+        needed_bytes(model.config, stage=1, micro_tokens=0, stages=n, **told) for n in (1, 2)
+    )
+    layers, words = 4 * (2 * 64 * 32 * 3 + 3 * 64 * 128), 320 * 64
+    assert whole == (layers + words) * (4 + 4 + 4)  # the optimiser's 8 bytes over two ranks
+    assert half == (layers // 2 + words) * (4 + 4 + 8)
+    ours, theirs = (
+        needed_bytes(model.config, stage=1, micro_tokens=100, stages=n, **told) for n in (1, 2)
+    )
+    assert ours - whole == theirs - half  # as many micro-batches as stages
+
+
 def test_the_plan_counts_the_same() -> None:
     """6 N + 12 L H width T of a Qwen3 without an embedding of its own."""
     planned = Planned(layers=2, hidden=64, mlp=128, heads=2, kv_heads=1, head_dim=32,

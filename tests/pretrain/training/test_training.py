@@ -300,7 +300,10 @@ def test_a_model_too_large_is_refused_before_it_is_built(shards: Shards, tmp_pat
         ({"optimizer__rate": -1.0}, "optimizer"),
         ({"checkpoint__every": 1}, "no checkpoint from before the spikes"),
         ({"nonsense": 1}, "nonsense"),
-        ({"parallel__tensor": 2, "parallel__sequence": 2}, "can't both"),
+        ({"parallel__tensor": 2, "parallel__sequence": 2}, "only one can be above 1"),
+        ({"parallel__pipeline": 2, "parallel__zero_stage": 2}, "zero_stage 0 or 1"),
+        ({"parallel__pipeline": 2, "compile": True}, "can't be compiled"),
+        ({"parallel__pipeline": 2}, "1 ranks can't be divided into groups of 2"),
         ({"compile": True, "parallel__zero_stage": 3}, "can't be compiled"),
         ({"model": "/nowhere/at/all"}, "can't be loaded"),
     ],
@@ -325,7 +328,9 @@ def test_a_vocabulary_that_is_too_small(whole: Path, shards: Shards, tmp_path: P
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("parallel", ["zero_stage=2", "zero_stage=3", "sequence=2", "tensor=2"])
+@pytest.mark.parametrize(
+    "parallel", ["zero_stage=2", "zero_stage=3", "sequence=2", "tensor=2", "pipeline=2"]
+)
 def test_two_ranks_do_what_one_does(
     whole: Path, shards: Shards, tmp_path: Path, parallel: str
 ) -> None:
