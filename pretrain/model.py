@@ -8,10 +8,12 @@ multiple of 32, so that is checked here and not found out later.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase, Qwen3ForCausalLM
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, Qwen3ForCausalLM
+
+Model = TypeVar("Model", bound="PreTrainedModel")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +65,12 @@ def new_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Qwen3ForCausalLM(config)
-    # Stop at the end of a turn as well as at the end of a text: a base is asked for both.
-    turn_end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    return stop_at(model, tokenizer)
+
+
+def stop_at(model: Model, tokenizer: PreTrainedTokenizerBase) -> Model:
+    """Stop at the end of a turn as well as at the end of a text: a base is asked for both."""
+    end, turn_end = tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|im_end|>")
     stops = [end] if turn_end in (None, tokenizer.unk_token_id) else [end, turn_end]
     model.generation_config.eos_token_id = stops
     model.generation_config.pad_token_id = tokenizer.pad_token_id

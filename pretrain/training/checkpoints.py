@@ -109,6 +109,7 @@ class Checkpoints:
     rank: int
     ranks: int
     keep_last: int
+    keep_every: int = 0  # steps whose multiples are kept for good
     _thread: threading.Thread | None = field(default=None, init=False)
     _error: str = field(default="", init=False)
 
@@ -147,7 +148,8 @@ class Checkpoints:
             os.replace(aside, target)
             sync_folder(self.folder)
             for old in written(self.folder)[: -self.keep_last]:
-                _remove(old)
+                if not self.keep_every or step_of(old) % self.keep_every:
+                    _remove(old)
         except (OSError, RunError) as error:
             self._error = f"checkpoint {step} could not be written: {error}"
 

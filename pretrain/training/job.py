@@ -14,7 +14,6 @@ import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +61,7 @@ def run(
     from pretrain.training import arithmetic
     from pretrain.training.engine import check_ranks
     from pretrain.training.network import check_compilable
+    from pretrain.training.start import check_tokenizer, model_config, start_model
 
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -69,12 +69,13 @@ def run(
     dtype = forward_dtype(config.dtype)
     tokenizer: Any = AutoTokenizer.from_pretrained(str(tokenizer_folder))
     with torch.device("meta"):
-        shape = _model_config(config, tokenizer)
+        shape = model_config(config, tokenizer)
     if shape.vocab_size < stream.vocabulary:
         raise UsageError(
             f"model {config.model}: its vocabulary has {shape.vocab_size} words, the data's "
             f"tokenizer {stream.vocabulary}: tokenise with the model's own, or extend the model"
         )
+    check_tokenizer(config, tokenizer_folder)
     if config.compile:
         check_compilable(shape)
     ranks, here = (int(os.environ.get(n, "1")) for n in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
@@ -91,7 +92,9 @@ def run(
     arithmetic.check_memory(needed, arithmetic.free_bytes(device), here if device == "cpu" else 1)
     config.out.mkdir(parents=True, exist_ok=True)
     with _lock(config.out):
-        return _Job(config, stream, tokenizer, dtype).train(_model(config, tokenizer), held_out)
+        return _Job(config, stream, tokenizer, dtype).train(
+            start_model(config, tokenizer), held_out
+        )
 
 
 class _Job:
@@ -157,12 +160,12 @@ class _Job:
             parts["tokens"],
             top * place.world,
         )
-        keep = config.checkpoint.keep_last
+        keep = (config.checkpoint.keep_last, config.checkpoint.keep_every)
         return Loop(
             config,
             self.stream,
             self.engine,
-            Checkpoints(config.out / "checkpoints", place.rank, place.world, keep),
+            Checkpoints(config.out / "checkpoints", place.rank, place.world, *keep),
             records,
             parts["peak_rate"],
             parts["flops"],
@@ -208,6 +211,10 @@ class _Job:
         loop.records.say(f"going on from {start}, step {loop.progress.step}")
 
     def _announce(self, loop: Any, parameters: int) -> None:
+        from pretrain.training.start import size_table
+
+        if said := size_table(self.config, self.tokenizer):
+            loop.records.say(said)
         precision = str(self.dtype).removeprefix("torch.")
         engine, parallel = self.engine, self.config.parallel
         loop.records.say(
@@ -341,35 +348,6 @@ def _leaves(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
         else:
             found.append((prefix + name, value))
     return found
-
-
-def _model_config(config: TrainConfig, tokenizer: Any) -> Any:
-    """What the model will be; inside ``torch.device("meta")`` no memory is taken."""
-    from transformers import AutoConfig
-
-    if not config.model:
-        return _new_model(config, tokenizer).config
-    try:
-        return AutoConfig.from_pretrained(config.model)
-    except (OSError, ValueError) as error:
-        raise UsageError(f"model = {config.model!r} can't be loaded: {error}") from error
-
-
-def _model(config: TrainConfig, tokenizer: Any) -> Any:
-    """From its folder, or a new one for this tokenizer."""
-    from transformers import AutoModelForCausalLM
-
-    if not config.model:
-        return _new_model(config, tokenizer)
-    return AutoModelForCausalLM.from_pretrained(config.model, dtype="float32")
-
-
-def _new_model(config: TrainConfig, tokenizer: Any) -> Any:
-    from pretrain.model import new_model
-
-    longest = max(phase.length for phase in config.data.phases)
-    shape = replace(config.shape, max_length=max(config.shape.max_length, longest))
-    return new_model(shape, tokenizer, config.seed)
 
 
 class _lock:

@@ -166,7 +166,9 @@ class Loop:
         if before.rollbacks == MOST_ROLLBACKS or not earlier:
             why = f"the loss diverged again after {before.rollbacks} roll-backs"
             raise RunError(f"step {spikes[-1]}: {why}; lower optimizer.rate, or look at the data")
+        counted = self.guard.skipped, self.guard.not_finite  # these spikes are no past undone
         self.load(earlier[-1])
+        self.guard.skipped, self.guard.not_finite = counted
         self.progress.rate_factor = before.rate_factor * self.config.spikes.rate_factor
         self.progress.rollbacks = before.rollbacks + 1
         self.progress.passed_over = sorted({*before.passed_over, *spikes})
@@ -174,6 +176,9 @@ class Loop:
         if self.engine.place.rank == 0:
             saved.drop_newer(folder, self.progress.step)
         self.records.rewind(self.progress.step)
+        told = {"spikes": spikes, "rate_factor": self.progress.rate_factor}
+        self.records.append({"step": self.progress.step, "rolled_back": told})
+        self.records.restart_clock()
         self.records.say(
             f"rolled back to step {self.progress.step} after {len(spikes)} spikes in a row from "
             f"step {spikes[0]}; the rate is now {self.progress.rate_factor:g} of what it was set to"

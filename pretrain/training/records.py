@@ -2,13 +2,15 @@
 
     step 1200/4000 30%  loss 3.214  rate 2.9e-03  norm 0.61  41,200 tokens/s  MFU 38%  12 min left
 
-The line's loss is the mean over the steps since the last line. The file has a record for each step,
-and one for each evaluation; a run that resumes drops what was recorded after its checkpoint.
+The line's loss is the mean over the steps since the last line whose update was applied. The file
+has a record for each step, and one for each evaluation and roll-back; a run that resumes drops what
+was recorded after its checkpoint.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from dataclasses import dataclass, field
@@ -63,14 +65,15 @@ class Records:
         """After a step; ``done`` tokens of the run are behind it."""
         self.append(record)
         self._fresh, self._flops = self._fresh + n_tokens, self._flops + flops
-        self._losses.append(record["loss"])
+        if not record["skipped"]:
+            self._losses.append(record["loss"])
         step = record["step"]
         if step % self.every and step != self.steps:
             return
         seconds = max(1e-9, time.monotonic() - self._since)
         speed, mfu = self._fresh / seconds, self._flops / seconds / self.peak
         minutes = (self.tokens - done) / speed / 60
-        loss = sum(self._losses) / len(self._losses)
+        loss = sum(self._losses) / len(self._losses) if self._losses else math.nan
         self.append({"step": step, "tokens_per_s": round(speed, 1), "mfu": round(mfu, 4)})
         self.say(
             f"step {step}/{self.steps} {100 * step // self.steps}%  loss {loss:.3f}  "

@@ -72,6 +72,9 @@ class CheckpointSettings(CheckedSettings):
     every: int = Field(default=500, ge=1, description="steps")
     keep_last: int = Field(default=2, ge=1)
     resume: Literal["auto", "never"] = "auto"
+    keep_every: int = Field(
+        default=0, ge=0, description="steps whose multiples are kept for good, to branch from"
+    )
     start_from: str = Field(
         default="", description="a checkpoint of another run, to extend it or to branch from it"
     )
@@ -104,7 +107,13 @@ class TrainConfig(CheckedSettings):
 
     out: Path = Field(description="folder of the run; the model appears in its folder final/")
     data: StreamSettings
-    model: str = Field(default="", description="folder to go on from; empty: a new one by [shape]")
+    model: str = Field(default="", description="folder to go on from; empty: a new one")
+    params: str = Field(
+        default="", description="size of a new model by the dial, as 10M; empty: [shape]"
+    )
+    architecture: Literal["qwen3", "llama", "qwen3_moe", "mixtral"] = Field(
+        default="qwen3", description="of a new model of params"
+    )
     shape: ModelSettings = ModelSettings()
     seed: int = 0
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
@@ -118,6 +127,14 @@ class TrainConfig(CheckedSettings):
     checkpoint: CheckpointSettings = CheckpointSettings()
     spikes: SpikeSettings = SpikeSettings()
     report: ReportSettings = ReportSettings()
+
+    @model_validator(mode="after")
+    def _one_model(self) -> Self:
+        if self.model and self.params:
+            raise ValueError("model and params can't both be set: a model in a folder has its size")
+        if self.architecture != "qwen3" and not self.params:
+            raise ValueError("architecture is that of a new model whose size is given by params")
+        return self
 
     @model_validator(mode="after")
     def _compiled_layers_are_whole(self) -> Self:

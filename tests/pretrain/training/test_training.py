@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import shutil
 import signal
@@ -21,6 +22,7 @@ from pretrain.data.stream import Stream
 from pretrain.errors import RunError, UsageError
 from pretrain.training import job
 from pretrain.training.checkpoints import step_of, written
+from pretrain.training.loss import Head
 from pretrain.training.settings import TrainConfig
 from tests.pretrain.training.small_run import config, corpus, steps_of, trained
 
@@ -239,6 +241,11 @@ def test_a_branch_starts_from_the_stable_phase(shards: Shards, tmp_path: Path) -
         trained(shards, tmp_path / "late", steps=16, checkpoint__start_from=str(late))
 
 
+def test_milestones_stay(shards: Shards, tmp_path: Path) -> None:
+    out = trained(shards, tmp_path / "run", steps=20, checkpoint__keep_every=8).parent
+    assert [step_of(path) for path in written(out / "checkpoints")] == [0, 8, 16, 20]
+
+
 # spikes
 
 
@@ -281,7 +288,31 @@ def test_spikes_in_a_row_roll_the_run_back(shards: Shards, tmp_path: Path, plant
     share = 1 - (1 / 8) ** 0.5  # the decay's second step of eight
     assert rates[34] == pytest.approx(5e-3)
     assert rates[36] == pytest.approx(0.5 * share * 5e-3)  # after going back to step 35
-    assert json.loads((out / "final/pretrain.json").read_text())["rollbacks"] == 1
+    about = json.loads((out / "final/pretrain.json").read_text())
+    assert (about["rollbacks"], about["skipped_updates"]) == (1, 3)
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    (event,) = [line for line in lines if "rolled_back" in line]
+    assert event == {"step": 35, "rolled_back": {"spikes": [36, 37, 38], "rate_factor": 0.5}}
+
+
+def test_a_loss_that_is_no_number_is_skipped_and_counted(
+    shards: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, calls = Head.forward, iter(range(1_000))
+
+    def forward(self: Head, hidden: Any, targets: Any, z_loss: float) -> Any:
+        bad = next(calls) in (5, 8, 9, 10)
+        return original(self, hidden * torch.nan if bad else hidden, targets, z_loss)
+
+    monkeypatch.setattr(Head, "forward", forward)
+    out = trained(shards, tmp_path / "run").parent
+    records = steps_of(out)
+    assert [r["step"] for r in records] == [*range(1, 9), 12]  # back to 8, past three steps
+    assert [r["step"] for r in records if r["skipped"] == "the loss is nan"] == [6]
+    assert [r["not_finite_in_all"] for r in records] == [0, 0, 0, 0, 0, 1, 1, 1, 4]
+    about = json.loads((out / "final/pretrain.json").read_text())
+    assert (about["rollbacks"], about["skipped_updates"]) == (1, 4)
+    assert math.isfinite(records[-1]["loss"])
 
 
 # bad input
@@ -322,6 +353,33 @@ def test_a_vocabulary_that_is_too_small(whole: Path, shards: Shards, tmp_path: P
     model.save_pretrained(tmp_path / "small")
     with pytest.raises(UsageError, match="64 words"):
         trained(shards, tmp_path / "run", model=str(tmp_path / "small"))
+
+
+def test_a_size_by_the_dial_and_its_table(
+    shards: Shards, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = trained(shards, tmp_path / "run", steps=1, params="100K", architecture="llama", shape={})
+    said = capsys.readouterr().err
+    config = json.loads((out / "config.json").read_text())
+    about = json.loads((out / "pretrain.json").read_text())
+    assert config["model_type"] == "llama"
+    assert 70_000 < about["parameters"] < 140_000
+    assert f"total            {about['parameters']:>16,}" in said
+    assert "FLOPs per token" in said
+
+
+def test_data_of_another_tokenizer_are_refused(whole: Path, shards: Shards, tmp_path: Path) -> None:
+    """Of the same size, so that only the words differ."""
+    base = tmp_path / "base"
+    shutil.copytree(whole / "final", base)
+    tree = json.loads((base / "tokenizer.json").read_text())
+    words = tree["model"]["vocab"]
+    words["a"], words["b"] = words["b"], words["a"]
+    (base / "tokenizer.json").write_text(json.dumps(tree))
+    with pytest.raises(UsageError, match="is not the one of"):
+        trained(shards, tmp_path / "run", model=str(base), shape={})
+    assert not (tmp_path / "run").exists()
+    trained(shards, tmp_path / "run", model=str(whole / "final"), shape={}, steps=1)
 
 
 # several ranks
