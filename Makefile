@@ -17,9 +17,10 @@ setup: ## make or update .venv
 quickstart: setup ## the main job, end to end: checkpoint, SFT, GRPO, evaluation, report
 	$(PY) scripts/quickstart.py
 
-base: setup ## raw pages of Debian's manuals to a small base model in three languages
+base: setup ## a WARC of Debian's manuals to a small base model in three languages, and its verdict
 	scripts/fetch_debian_corpus.sh runs/debian
-	$(PY) -W ignore scripts/pretrain_base.py runs/debian runs/base
+	$(PY) scripts/pack_warc.py runs/debian runs/crawl
+	$(PY) -W ignore scripts/pretrain_base.py runs/crawl runs/base
 
 lint: setup ## ruff and mypy
 	$(PY) -m ruff check .

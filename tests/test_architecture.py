@@ -461,10 +461,12 @@ def test_every_toml_is_a_valid_job(path: Path) -> None:
     from posttrain.config import GrpoConfig
     from posttrain.trainers.preference_commands import JOBS, job
     from posttrain.trainers.sft_settings import SftConfig
+    from pretrain.data.settings import DataSettings
     from pretrain.training.settings import TrainConfig
 
     kinds: dict[str, type] = {"sft": SftConfig, **{name: job(name)[0] for name in JOBS}}
-    kinds["pretrain"] = TrainConfig
+    kinds |= {"pretrain": TrainConfig, "base-data": DataSettings}
     kind: Any = kinds.get(path.stem.replace("_", "-"), GrpoConfig)
     config = kind.model_validate(tomllib.loads(path.read_text()))
-    assert config.data.phases if kind is TrainConfig else config.model
+    given = {TrainConfig: "data", DataSettings: "steps"}.get(kind, "model")
+    assert getattr(config, given)

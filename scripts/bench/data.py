@@ -1,24 +1,29 @@
-"""Documents per second and quality of the data pipeline beside its peers: one run, paired.
+"""Speed and quality of the data pipeline beside its peers: paired, in one run, with one table.
 
-Each repetition runs both sides one after the other on the same documents; the JSON line has the
-medians, in CPU seconds of the process and its children, since wall time is another program's
-business. FOLDER is what ``scripts/fetch_debian_corpus.sh`` fetched.
+Each repetition runs both sides one after the other on the same documents. Seconds are CPU seconds
+of the process and its children, since wall time is another program's business; the table has the
+medians, and the median ratio of the pairs with its range.
 
+    python scripts/bench/data.py [all] [FOLDER]     # all of these, about 20 minutes; --quick: two
     python scripts/bench/data.py extract FOLDER     # F1 against .txt twins; trafilatura
     python scripts/bench/data.py filters FOLDER     # Gopher, C4 and FineWeb rules; datatrove's
-    python scripts/bench/data.py whole FOLDER       # WARC to shards; datatrove's own blocks
+    python scripts/bench/data.py whole FOLDER       # WARC to token shards; datatrove's own blocks
+    python scripts/bench/data.py near_duplicates    # near_duplicates.py speed; datatrove's MinHash
     python scripts/bench/data.py memory             # resident memory by number of documents
-    python scripts/bench/data.py near_duplicates ...  # scripts/bench/near_duplicates.py
 
-trafilatura needs lxml_html_clean beside it. datatrove's WARC reader and address filter need
-packages that are not installed here, so both sides of ``whole`` read with our reader and neither
-filters addresses; its language filter downloads another model than ours, so neither side has one.
+FOLDER is what ``scripts/fetch_debian_corpus.sh`` fetched (runs/debian). trafilatura needs
+lxml_html_clean beside it. datatrove's WARC reader and address filter need packages that are not
+installed here, so both sides of ``whole`` read with our reader and neither filters addresses; its
+language filter downloads another model than ours, so neither side has one. Both tokenise with the
+same tokenizer, learnt from the pages beforehand; datatrove's documents stay in memory between its
+blocks.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import re
 import resource
@@ -35,10 +40,15 @@ from typing import Any
 from datatrove.data import Document
 
 from pretrain.data.extract import content
+from pretrain.data.folders import write_documents
 from pretrain.data.job import prepare_data
 from pretrain.data.readers import Reader, list_files
-from pretrain.data.registry import STAGES, make_step
+from pretrain.data.registry import make_step
+from pretrain.data.shards import Shards
 from pretrain.data.warc import write_warc
+from pretrain.tokenizer_sample import SampleSettings
+from pretrain.tokenizer_sample import sample as sample_documents
+from pretrain.tokenizer_training import TokenizerSettings, save_trained
 
 RULES = ("gopher_repetition", "gopher_quality", "c4", "fineweb")
 WORD = re.compile(r"\w+")
@@ -53,45 +63,87 @@ GOLD = [
         for x in ("en", "de", "es")
     ),
 ]
+COLUMNS = ("number", "ours_s", "theirs_s", "times_as_fast", "range", "manuals")
+PARTS = ("extract", "filters", "whole", "near_duplicates", "memory")
+# A job's steps and stages; what a page costs to extract depends on the page, so text comes in.
 MEMORY = """
 import resource, sys
 from pretrain.data.job import prepare_data
-prepare_data(input=sys.argv[1], output=sys.argv[2], workers=1,
-             steps=["url", "language", "gopher_repetition", "gopher_quality", "c4", "fineweb"])
+job = prepare_data(
+    input=sys.argv[1], output=sys.argv[2], workers=1,
+    steps=["url", "language", "gopher_repetition", "gopher_quality", "c4", "fineweb"],
+    stages=[{"name": name, "memory_mb": 8} for name in ("exact_duplicates", "near_duplicates")])
 own = int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0])
-print(max(own, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss) // 1024)
+print(max(own, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss) // 1024,
+      job.counts[-1]["in"])
 """
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    commands = parser.add_subparsers(dest="command", required=True)
-    for name in ("extract", "filters", "whole"):
-        command = commands.add_parser(name)
-        command.add_argument("folder", type=Path)
-        command.add_argument("--pages", type=int, default=200)
-        command.add_argument("--repeats", type=int, default=3)
-    memory_ = commands.add_parser("memory")
-    memory_.add_argument("--documents", type=int, nargs="*", default=[10_000, 50_000, 200_000])
-    memory_.add_argument("--words", type=int, default=60, help="of a document")
-    commands.add_parser("near_duplicates", add_help=False)
-    options, rest = parser.parse_known_args()
-    if options.command == "near_duplicates":
-        script = Path(__file__).with_name("near_duplicates.py")
-        sys.exit(subprocess.run([sys.executable, str(script), *rest], check=False).returncode)
-    parser.parse_args()  # nothing unknown for the others
-    print(json.dumps(globals()[options.command](options)))
+    parser.add_argument("what", nargs="?", default="all", choices=("all", *PARTS))
+    parser.add_argument("folder", nargs="?", type=Path, default=Path("runs/debian"))
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--pages", type=int, default=500, help="of filters and whole")
+    parser.add_argument("--documents", type=int, default=20_000, help="of near_duplicates")
+    parser.add_argument(
+        "--growing", type=int, nargs="+", default=[10_000, 50_000, 200_000], help="of memory"
+    )
+    parser.add_argument("--words", type=int, default=60, help="of a document of memory")
+    parser.add_argument("--quick", action="store_true", help="small sizes: whether it runs")
+    options = parser.parse_args()
+    if options.quick:
+        options.repeats, options.pages, options.documents = 1, 40, 1000
+        options.growing = [1000, 2000]
+    if options.what not in ("near_duplicates", "memory") and not options.folder.is_dir():
+        parser.error(f"{options.folder} is not there: scripts/fetch_debian_corpus.sh fetches it")
+    loads = [os.getloadavg()[0]]
+    results = {}
+    for part in PARTS if options.what == "all" else (options.what,):
+        results[part] = globals()[part](options)
+        print(json.dumps({part: results[part]}), flush=True)
+    loads.append(os.getloadavg()[0])
+    print(table(results, options.repeats))
+    print(
+        f"load {loads[0]:.1f} at the start and {loads[1]:.1f} at the end, of {os.cpu_count()} cores"
+    )
+
+
+def table(results: dict[str, Any], repeats: int) -> str:
+    """A row for each pair; below it what else was found."""
+    pairs = {part: one for part, one in results.items() if "ours_s" in one}
+    pairs |= {f"near, {peer}": one for peer, one in results.get("near_duplicates", {}).items()}
+    head = f"{'medians of ' + str(repeats):<24}{'number':>8}{'ours, s':>10}{'peer, s':>10}  ratio"
+    lines = [head] if pairs else []
+    lines += [
+        f"{part:<24}{one['number']:>8}{one['ours_s']:>10}{one['theirs_s']:>10}"
+        f"  {one['times_as_fast']} ({one['range']})"
+        for part, one in pairs.items()
+    ]
+    for part, one in (pairs | {"memory": results.get("memory", {})}).items():
+        rest = [f"{key} {value}" for key, value in one.items() if key not in COLUMNS]
+        lines += [f"{part}: {', '.join(rest)}"] if rest else []
+    return "\n".join(lines)
 
 
 def paired(
-    ours: Callable[[], object], theirs: Callable[[], object], repeats: int
-) -> dict[str, float]:
-    """Median CPU seconds of each, and of the ratios of the pairs."""
-    pairs = [(cpu(ours), cpu(theirs)) for _ in range(repeats)]
+    ours: Callable[[], object], theirs: Callable[[], object], repeats: int, number: int
+) -> dict[str, Any]:
+    """Of ``number`` documents: median CPU seconds of each, and of the ratios of the pairs."""
+    return medians([(cpu(ours), cpu(theirs)) for _ in range(repeats)], number)
+
+
+def medians(pairs: list[tuple[float, float]], number: int) -> dict[str, Any]:
+    ratios = [theirs / ours for ours, theirs in pairs]
+    ours, theirs = (statistics.median(side) for side in zip(*pairs, strict=True))
     return {
-        "ours_s": round(statistics.median(o for o, _ in pairs), 3),
-        "theirs_s": round(statistics.median(t for _, t in pairs), 3),
-        "times_as_fast": round(statistics.median(t / o for o, t in pairs), 1),
+        "number": number,
+        "ours_s": round(ours, 3),
+        "theirs_s": round(theirs, 3),
+        "times_as_fast": round(statistics.median(ratios), 1),
+        "range": f"{min(ratios):.1f} to {max(ratios):.1f}",
+        "ours_per_s": round(number / ours),
+        "theirs_per_s": round(number / theirs),
     }
 
 
@@ -113,26 +165,27 @@ def extract(options: argparse.Namespace) -> dict[str, Any]:
     def theirs(html: str) -> str:
         return str(trafilatura.extract(html, include_comments=False) or "")
 
-    result: dict[str, Any] = {}
+    manuals: dict[str, dict[str, float]] = {}
     every: list[str] = []
     for package, pages, text in GOLD:
         root = options.folder / package
         gold = words([next(root.glob(text)).read_text("utf-8", errors="replace")])
         html = [p.read_text("utf-8", errors="replace") for p in sorted(root.glob(pages))]
         every += html
-        result[f"{package} {text.split('.')[-2]}"] = {
+        manuals[f"{package} {text.split('.')[-2]}"] = {
             "ours": f1(words(map(content, html)), gold),
             "theirs": f1(words(map(theirs, html)), gold),
         }
-    for side in ("ours", "theirs"):
-        result[f"mean_f1_{side}"] = round(
-            statistics.mean(one[side] for key, one in result.items() if " " in key), 4
-        )
-    result["pages"] = len(every)
+    result: dict[str, Any] = {
+        f"mean_f1_{side}": round(statistics.mean(one[side] for one in manuals.values()), 4)
+        for side in ("ours", "theirs")
+    }
+    result["manuals"] = manuals
     return result | paired(
         lambda: [content(html) for html in every],
         lambda: [theirs(html) for html in every],
         options.repeats,
+        len(every),
     )
 
 
@@ -157,8 +210,10 @@ def filters(options: argparse.Namespace) -> dict[str, Any]:
     ours = [lambda document, step=step: step.check(document) is None for step in steps]
     theirs = [lambda document, block=block: block.filter(document) is True for block in blocks]
     same = [a == b for a, b in zip(verdicts(ours), verdicts(theirs), strict=True)]
-    result = {"documents": len(texts), "same_verdict": round(statistics.mean(same), 3)}
-    return result | paired(lambda: verdicts(ours), lambda: verdicts(theirs), options.repeats)
+    result = {"same_verdict": round(statistics.mean(same), 3)}
+    return result | paired(
+        lambda: verdicts(ours), lambda: verdicts(theirs), options.repeats, len(texts)
+    )
 
 
 def datatroves_filters() -> list[Any]:
@@ -173,7 +228,6 @@ def datatroves_filters() -> list[Any]:
 
 
 def whole(options: argparse.Namespace) -> dict[str, Any]:
-    deduplicated = "near_duplicates" in STAGES
     with tempfile.TemporaryDirectory() as name:
         folder, runs = Path(name), iter(range(1000))
         html = sample(options.folder, options.pages, "*en*")
@@ -183,48 +237,61 @@ def whole(options: argparse.Namespace) -> dict[str, Any]:
         )
         (folder / "in").mkdir()
         write_warc(folder / "in" / "0.warc.gz", pages)
+        tokenizer = learn_tokenizer(sample(options.folder, 500, "*en*"), folder)
+        tokens = {}
 
         def ours() -> None:
-            prepare_data(
+            job = prepare_data(
                 input=folder / "in",
                 output=folder / f"ours{next(runs)}",
                 steps=["extract", *RULES],
-                stages=["near_duplicates"] if deduplicated else [],
+                stages=["near_duplicates", {"name": "shards", "tokenizer": str(tokenizer)}],
                 workers=1,
             )
+            sources = Shards.open(job.documents, verify=False).manifest["sources"]
+            tokens["ours_tokens"] = sum(source["tokens"] for source in sources.values())
 
         def theirs() -> None:
-            datatroves_pipeline(folder / "in", folder / f"theirs{next(runs)}", deduplicated)
+            out = folder / f"theirs{next(runs)}"
+            tokens["theirs_tokens"] = datatroves_pipeline(folder / "in", out, tokenizer)
 
-        result = {"pages": len(html), "near_duplicates": deduplicated}
-        return result | paired(ours, theirs, options.repeats)
+        return paired(ours, theirs, options.repeats, len(html)) | tokens
 
 
-def datatroves_pipeline(source: Path, out: Path, deduplicated: bool) -> None:
-    """Trafilatura, its filters, its MinHash with its defaults; documents stay in memory."""
-    from datatrove.pipeline.dedup import (
-        MinhashDedupBuckets,
-        MinhashDedupCluster,
-        MinhashDedupFilter,
-        MinhashDedupSignature,
-    )
+def learn_tokenizer(html: list[str], folder: Path) -> Path:
+    rows = [{"text": content(page), "id": str(i), "metadata": {}} for i, page in enumerate(html)]
+    write_documents(folder / "documents", rows)
+    documents = SampleSettings(documents=(str(folder / "documents"),))
+    settings = TokenizerSettings(vocab_size=4096)
+    save_trained(sample_documents(documents), settings, folder / "tokenizer")
+    return folder / "tokenizer"
+
+
+def datatroves_pipeline(source: Path, out: Path, tokenizer: Path) -> int:
+    """Trafilatura, its filters, its MinHash with its defaults, its tokenizer; the tokens."""
+    from datatrove.pipeline import dedup
     from datatrove.pipeline.extractors import Trafilatura
+    from datatrove.pipeline.tokens import DocumentTokenizer
 
     documents: Any = Reader(list_files(source), source).read()
     for block in [Trafilatura(timeout=10), *datatroves_filters()]:
         documents = block(documents)
     documents = list(documents)
-    if deduplicated:
-        mend_datatroves_hash()
-        signatures = MinhashDedupSignature(output_folder=str(out / "s"))
-        signatures.run(iter(documents), 0, 1)
-        for bucket in range(signatures.config.num_buckets):
-            MinhashDedupBuckets(str(out / "s"), str(out / "b")).run(None, bucket, 14)
-        MinhashDedupCluster(str(out / "b"), str(out / "r")).run(None, 0, 1)
-        documents = list(MinhashDedupFilter(str(out / "r")).run(iter(documents), 0, 1))
-    out.mkdir(parents=True, exist_ok=True)
-    with (out / "0.jsonl").open("w") as file:
-        file.writelines(json.dumps({"text": d.text, "id": d.id}) + "\n" for d in documents)
+    mend_datatroves_hash()
+    signatures = dedup.MinhashDedupSignature(output_folder=str(out / "s"))
+    signatures.run(iter(documents), 0, 1)
+    for bucket in range(signatures.config.num_buckets):
+        dedup.MinhashDedupBuckets(str(out / "s"), str(out / "b")).run(None, bucket, 14)
+    dedup.MinhashDedupCluster(str(out / "b"), str(out / "r")).run(None, 0, 1)
+    kept = dedup.MinhashDedupFilter(str(out / "r")).run(iter(documents), 0, 1)
+    DocumentTokenizer(
+        str(out / "tokens"),
+        str(tokenizer / "tokenizer.json"),
+        eos_token="<|endoftext|>",
+        shuffle_documents=False,  # nor do we
+        save_final_metadata=False,
+    ).run(kept, 0, 1)
+    return sum(path.stat().st_size // 2 for path in (out / "tokens").glob("*.ds"))  # uint16
 
 
 def mend_datatroves_hash() -> None:
@@ -243,6 +310,27 @@ def sample(folder: Path, pages: int, packages: str = "*") -> list[str]:
     return [path.read_text("utf-8", errors="replace") for path in paths]
 
 
+def near_duplicates(options: argparse.Namespace) -> dict[str, Any]:
+    """``near_duplicates.py speed``: each of its peers beside ours."""
+    script = Path(__file__).with_name("near_duplicates.py")
+    sizes = ["--documents", str(options.documents), "--repeats", str(options.repeats)]
+    ended = subprocess.run(
+        [sys.executable, str(script), "speed", *sizes],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        check=True,
+    )
+    runs = [json.loads(line) for line in ended.stdout.splitlines() if line.startswith("{")]
+    first, result = runs[0], {}
+    for peer in ("datatrove", "datatrove_split"):
+        pairs = [(run["ours"]["cpu_s"], run[peer]["cpu_s"]) for run in runs]
+        result[peer] = medians(pairs, first["documents"])
+        for key in ("recall", "false"):
+            result[peer] |= {f"{key}_ours": first["ours"][key], f"{key}_theirs": first[peer][key]}
+    return result
+
+
 def memory(options: argparse.Namespace) -> dict[str, Any]:
     """Peak MB of a job on so many documents, in a process of its own.
 
@@ -252,9 +340,9 @@ def memory(options: argparse.Namespace) -> dict[str, Any]:
     vocabulary = [
         f"{a}{b}" for a in ("the", "of", "and", "with", "river", "library") for b in ("", "s", "ly")
     ]
-    peaks = {}
+    peaks, compared = {}, {}
     with tempfile.TemporaryDirectory() as name:
-        for number in options.documents:
+        for number in options.growing:
             source = Path(name, f"{number}.jsonl")
             with source.open("w") as file:
                 for i in range(number):
@@ -268,9 +356,9 @@ def memory(options: argparse.Namespace) -> dict[str, Any]:
                     file.write(json.dumps({"text": text, "id": str(i)}) + "\n")
             command = [sys.executable, "-c", MEMORY, str(source), str(Path(name, f"out{number}"))]
             ended = subprocess.run(command, capture_output=True, text=True, timeout=900, check=True)
-            peaks[str(number)] = int(ended.stdout.split()[-1])
+            peaks[number], compared[number] = map(int, ended.stdout.split()[-2:])
             source.unlink()
-    return {"peak_mb": peaks}
+    return {"peak_mb": peaks, "reached near_duplicates": compared}
 
 
 if __name__ == "__main__":
