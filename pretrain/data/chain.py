@@ -10,6 +10,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import socket
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -120,7 +121,7 @@ def new_shard(folder: Path, rank: int) -> Iterator[gzip.GzipFile]:
     """A shard to write lines to; it gets its name when the block ends well."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{rank:05d}.jsonl.gz"
-    temporary = folder / f".{path.name}.tmp"
+    temporary = _aside(path)
     try:
         with open(temporary, "wb") as raw:
             # Neither name nor time in the header: equal documents make equal bytes.
@@ -146,6 +147,17 @@ def to_line(document: Document) -> bytes:
 def write_json(path: Path, value: object) -> None:
     """Replace the file whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = _aside(path)
     temporary.write_text(json.dumps(value, ensure_ascii=False, indent=1), encoding="utf-8")
     os.replace(temporary, path)
+
+
+def remove_strays(folder: Path) -> None:
+    """What killed tasks left under hidden names. Only when no task runs any more."""
+    for path in (*folder.glob(".*.tmp"), *task_file(folder, 0).parent.glob(".*.tmp")):
+        path.unlink(missing_ok=True)
+
+
+def _aside(path: Path) -> Path:
+    """A hidden name of this process alone: a task may be given out twice by mistake."""
+    return path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}.tmp")

@@ -177,7 +177,7 @@ def _format(path: Path) -> str | None:
     return next((kind for kind, ends in _ENDINGS.items() if lower.endswith(ends)), None)
 
 
-def _open(path: Path) -> IO[bytes]:
+def _open(path: Path) -> IO[bytes] | gzip.GzipFile:
     return gzip.open(path) if path.suffix == ".gz" else open(path, "rb")
 
 

@@ -180,20 +180,20 @@ def _up_to_cut(file: BinaryIO, start: int) -> Iterator[Page]:
         return
 
 
-class _Inflated:
+class _Inflated(io.RawIOBase):
     """The gzip member at the file's position, as far as the file goes. Raises zlib.error."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file, self._position = file, 0
         self.member = zlib.decompressobj(wbits=31)
 
-    def read(self, size: int = _BLOCK) -> bytes:
+    def read(self, size: int = -1) -> bytes:
         data = b""
         while not data and not self.member.eof:
             packed = self.member.unconsumed_tail or self._file.read(_BLOCK)
             if not packed:
                 break
-            data = self.member.decompress(packed, size)
+            data = self.member.decompress(packed, size if size > 0 else _BLOCK)
         self._position += len(data)
         return data
 
