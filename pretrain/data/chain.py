@@ -20,7 +20,7 @@ from typing import Any
 from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 
-from pretrain.data.counts import UNKNOWN, StepCounts
+from pretrain.data.counts import UNKNOWN, StepCounts, count_words
 from pretrain.data.readers import Reader
 from pretrain.data.steps import Step
 from pretrain.errors import RunError
@@ -70,7 +70,7 @@ class Chain(PipelineStep):
                 if self._check(document, counts, rejected):
                     totals["kept"] += 1
                     totals["characters_kept"] += len(document.text)
-                    totals["words_kept"] += len(document.text.split())
+                    totals["words_kept"] += count_words(document.text)
                     kept.write(to_line(document))
                     yield document
         self._tell(rank, totals, counts)
@@ -79,10 +79,11 @@ class Chain(PipelineStep):
         self, document: Document, counts: Sequence[StepCounts], rejected: gzip.GzipFile | None
     ) -> bool:
         for step, count in zip(self.steps, counts, strict=True):
-            before = document.text
+            before, was_html = document.text, document.metadata.get("html")
             reason = step.check(document)
             language = document.metadata.get("language", UNKNOWN)
-            count.add(before, document.text, language, reason)
+            markup = document.metadata.get("html") if reason is None else was_html
+            count.add(before, document.text, language, reason, markup=bool(markup))
             if reason is None:
                 continue
             if rejected is not None:

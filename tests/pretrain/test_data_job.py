@@ -92,6 +92,37 @@ def test_the_funnel_says_where_documents_went(done: Path) -> None:
     assert "http" not in page  # nothing to load
 
 
+def test_words_are_counted_by_step_rule_and_language_but_not_in_markup(tmp_path: Path) -> None:
+    source = tmp_path / "in"
+    source.mkdir()
+    (source / "a.html").write_text(f"<html><body><p>{EN}</p></body></html>")
+    (source / "b.html").write_text(f"<html><body><p>{EN} And more of it.</p></body></html>")
+    (source / "c.html").write_text("<html><body><p>Three short words</p></body></html>")
+    result = prepare_data(
+        input=source, output=tmp_path / "out", steps=["extract", "language", STEPS[2]], workers=1
+    )
+    extract, language, quality = result.counts[0]["steps"]
+    assert result.counts[0]["words_kept"] == quality["words_kept"] == 17 + 21
+    assert extract["words_kept"] == 17 + 21 + 3
+    (dropped,) = (step for step in (language, quality) if step["dropped"])
+    assert list(dropped["dropped_words"].values()) == [3]
+    assert quality["by_language"]["en"]["words_kept"] == 38
+    raw = prepare_data(input=source, output=tmp_path / "raw", steps=["url"], workers=1).counts[0]
+    assert raw["steps"][0]["words_kept"] == 0
+
+
+def test_the_funnel_says_words_and_at_the_end_tokens(done: Path) -> None:
+    steps = read_counts(done)[0]
+    english = {"in": 3, "kept": 3, "tokens_kept": 61}
+    shards = {"stage": "shards", **english, "dropped": {}, "by_language": {"en": english}}
+    page = funnel_page([steps, shards])
+    assert "3 kept (50.0 %), 0 characters, 61 tokens" in page
+    assert "<th>words kept</th><th>tokens kept</th>" in page
+    assert "<td>57</td><td></td></tr>" in page and "<td></td><td>61</td></tr>" in page
+    assert "<small>100.0 %<br>61 tokens</small>" in page
+    assert "gopher_short_doc: 3 <small>50.0 % of what came in, 3 words</small>" in page
+
+
 def test_the_page_escapes_what_was_dropped() -> None:
     counts = {"stage": "x", "in": 2, "kept": 1, "dropped": {"why": 1}}
     page = funnel_page([{**counts, "examples": {"why": ["<script>alert(1)</script>"]}}])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from datatrove.data import Document
@@ -104,6 +105,10 @@ MIT = """// Copyright 2020 A. Author. All rights reserved.
 //   obtaining a copy of this software"""
 
 
+def code(text: str, **metadata: Any) -> Document:
+    return Document(text, "a", metadata={"domain": "code", **metadata})
+
+
 @pytest.mark.parametrize(
     ("text", "licence", "reason"),
     [
@@ -122,19 +127,31 @@ MIT = """// Copyright 2020 A. Author. All rights reserved.
     ],
 )
 def test_code_is_kept_by_its_licence(text: str, licence: str | None, reason: str | None) -> None:
-    document = Document(text, "a")
+    document = code(text)
     assert Licence().check(document) == reason
     if licence:
         assert document.metadata["license"] == licence_of(text) == licence
 
 
 def test_what_the_repository_says_comes_first() -> None:
-    document = Document("# SPDX-License-Identifier: MIT", "a", metadata={"license": ["GPL-3.0"]})
+    document = code("# SPDX-License-Identifier: MIT", license=["GPL-3.0"])
     assert Licence().check(document) == "licence_not_allowed"
     assert Licence(["GPL-3.0"]).check(document) is None
-    assert Licence(keep_unknown=True).check(Document("x = 1", "a")) is None
+    assert Licence(keep_unknown=True).check(code("x = 1")) is None
     with pytest.raises(UsageError, match="allow is empty"):
         Licence([])
+
+
+def test_prose_has_no_licence_to_judge() -> None:
+    for metadata in ({}, {"domain": "web"}, {"domain": "web", "license": "GPL-3.0"}):
+        page = Document("The library was opened in 1912. All rights reserved.", "a")
+        page.metadata |= metadata
+        assert Licence().check(page) is None and page.metadata == metadata
+    page.metadata["domain"] = "notebooks"
+    for domains in (["code", "notebooks"], ["*"]):
+        assert Licence(domains=domains).check(page) == "licence_not_allowed"
+    with pytest.raises(UsageError, match="domains is a list"):
+        Licence(domains="code")
 
 
 def test_apache_of_this_repository_is_known() -> None:
