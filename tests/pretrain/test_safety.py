@@ -23,9 +23,18 @@ PLANTED = [
     ("de", "IBAN DE89 3704 0044 0532 0130 00 bitte", "IBAN [IBAN] bitte"),
     ("es", "cuenta ES9121000418450200051332.", "cuenta [IBAN]."),
     ("en", "GB29NWBK60161331926819", "[IBAN]"),
+    ("de", "IBAN: de89 3704 0044 0532 0130 00 und mehr", "IBAN: [IBAN] und mehr"),
+    ("en", "fr12 is no account, gb29nwbk60161331926819 is", "fr12 is no account, [IBAN] is"),
     ("en", "card 4111 1111 1111 1111, exp 12/27", "card [CARD], exp 12/27"),
     ("en", "5500-0055-5555-5559 and 378282246310005", "[CARD] and [CARD]"),
     ("en", "from 93.184.216.34 at noon", "from [IP] at noon"),
+    (
+        "en",
+        "my server 8.8.8.8, host 1.1.1.1; server 93.184.216.34",
+        "my server [IP], host [IP]; server [IP]",
+    ),
+    ("de", "Die IP-Adresse ist 8.8.4.4", "Die IP-Adresse ist [IP]"),
+    ("es", "la dirección IP 8.8.8.8", "la dirección IP [IP]"),
     ("en", "host 2606:2800:220:1:248:1893:25c8:1946", "host [IP]"),
 ]
 
@@ -37,6 +46,7 @@ LOOK_ALIKES = [
     ("en", "11.5.1.1. Samba, see 6.3.4.5; a[::2] = [0, -1], 1::2, ffff:ffff:ffff:ffff::"),
     ("en", "@mention, foo@bar, icon@2x.png, a @ b.c, user@localhost"),
     ("en", "card 4111 1111 1111 1112, order 1234567890123456, 3.14159265358979"),
+    ("en", "see 8.8.8.8; a de facto rule, de12 of 11 the words in the text go on and on"),
     ("de", "DE89 3704 0044 0532 0130 01 hat eine falsche Prüfziffer"),
     ("en", "std::vector::push_back 10:30:45 00:1a:2b:3c:4d:5e ::1"),
     ("en", "It had 1234567 of 20000000 rows, 10,000,000 bytes, 2.6.32-5-686 and RFC 2822"),
