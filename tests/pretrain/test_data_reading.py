@@ -251,13 +251,28 @@ def test_tasks_share_the_files(tmp_path: Path) -> None:
         ("https://www.essex.ac.uk/assassin/analysis", None),
         ("http://free-porn.example/", "adult_url"),
         ("http://shop.example/buy-viagra-now", "spam_url"),
-        ("http://a.example/cheap/casino", "soft_url_words"),
+        # Soft words: three, or two of which one is in the host.
+        ("http://a.example/cheap/casino/bonus", "soft_url_words"),
+        ("http://www.poker-nude.example/", "soft_url_words"),
+        ("http://casino.example/cheap", "soft_url_words"),
+        ("http://seitensprung-erotik.example/", "soft_url_words"),
+        ("http://casino.example/", None),
         ("http://a.example/casino-royale-film", None),
+        ("https://health.example/live-well/sex-education/teens", None),
+        ("https://shop.example/pharmacy/discount-policy", None),
+        ("https://biology.example/xxx-chromosome", None),
+        ("https://medicines.example/viagra", None),
+        ("https://films.example/judi-dench", None),
+        ("http://anything.xxx/page", "adult_url"),
+        ("http://kostenlose-sexfilme.example/", "adult_url"),
+        ("http://bank.example/kredit-ohne-schufa.html", "spam_url"),
+        ("http://pr%C3%A9stamos-r%C3%A1pidos.example/", "spam_url"),
         ("http://sub.blocked.example/page", "blocklist"),
         ("http://notblocked.example/page", None),
         ("https://www.fine.example/bad/page/", "blocklist"),
         ("https://fine.example/bad/other", None),
         ("http://a.example/my-own-words", "url_word"),
+        ("http://a.example/caf%C3%A9", "url_word"),
         ("", None),
         ("http://[broken", None),
     ],
@@ -265,7 +280,7 @@ def test_tasks_share_the_files(tmp_path: Path) -> None:
 def test_addresses(tmp_path: Path, address: str, reason: str | None) -> None:
     blocklist = tmp_path / "blocked.txt"
     blocklist.write_text("# ours\nblocked.example\nhttps://fine.example/bad/page\n")
-    step = UrlFilter(blocklist=str(blocklist), words=["own-words"])
+    step = UrlFilter(blocklist=str(blocklist), words=["own-words", "Café"])
     document = Document(text="", id="", metadata={"url": address} if address else {})
     assert step.check(document) == reason
 
