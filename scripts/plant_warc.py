@@ -64,6 +64,7 @@ class Kind:
     fits: Callable[[bytes], bool]
     change: Callable[[int, bytes], bytes]
     keeps_page: bool = False  # beside the changed one
+    shows: bool = True  # in the text
 
 
 def main() -> None:
@@ -96,7 +97,7 @@ def plant(folder: Path, evaluation: Path, number: int, each: int = EACH) -> list
     steps = [make_step(entry) for entry in STEPS]
     planted = list(spam(each))
     for kind in kinds(read_questions(evaluation, each)):
-        fit = (page for page in real if kind.fits(page[1]) and passes(page[1], steps))
+        fit = (page for page in real if kind.fits(page[1]) and reaches(page[1], kind, steps))
         chosen = list(islice(fit, each))
         if len(chosen) < each:
             raise SystemExit(f"{kind.name}: {len(chosen)} pages of {folder} fit, not {each}")
@@ -112,17 +113,27 @@ def plant(folder: Path, evaluation: Path, number: int, each: int = EACH) -> list
 def kinds(questions: Sequence[str]) -> tuple[Kind, ...]:
     """In the order in which they choose; what is inserted is English."""
     return (
-        Kind("encoding", is_german, lambda i, body: in_latin_1(body)),
-        Kind("exact", is_english, lambda i, body: body, keeps_page=True),
+        Kind("encoding", is_german, lambda i, body: in_latin_1(body), shows=False),
+        Kind("exact", is_english, lambda i, body: body, keeps_page=True, shows=False),
         Kind("near", is_english, lambda i, body: insert(body, MIRROR), keeps_page=True),
         Kind("personal", is_english, lambda i, body: insert(body, PERSON.format(i))),
         Kind("evaluation", is_english, lambda i, body: insert(body, f"<p>{questions[i]}</p>")),
     )
 
 
-def passes(body: bytes, steps: Sequence[Step]) -> bool:
+def reaches(body: bytes, kind: Kind, steps: Sequence[Step]) -> bool:
+    """Whether the page passes the steps, and what is planted in it does, too: the extraction leaves
+    out what it takes for a menu."""
+    before = text_after(body, steps)
+    if not kind.shows or len(before) < LONG:
+        return len(before) >= LONG
+    return text_after(kind.change(0, body), steps) not in ("", before)
+
+
+def text_after(body: bytes, steps: Sequence[Step]) -> str:
+    """Nothing of a page that is dropped."""
     document = Document(text=decode(body)[0], id="", metadata={"html": True})
-    return all(step.check(document) is None for step in steps) and len(document.text) >= LONG
+    return document.text if all(step.check(document) is None for step in steps) else ""
 
 
 def is_english(body: bytes) -> bool:

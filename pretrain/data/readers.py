@@ -18,7 +18,7 @@ from typing import IO, Any
 from datatrove.data import Document
 
 from pretrain.data import decoding
-from pretrain.data.warc import MAX_PAGE_BYTES, TOO_LARGE, Page, read_warc
+from pretrain.data.warc import BROKEN, MAX_PAGE_BYTES, TOO_LARGE, Page, read_warc
 from pretrain.errors import UsageError
 
 _ENDINGS = {
@@ -56,7 +56,7 @@ class Reader:
     """The first step of a pipeline: documents of this task's files, and what was wrong with them.
 
     ``counts`` are facts of the reading that are no documents ("damaged", "not HTML", "encoding
-    detected"), ``files`` names the files of each kind of damage.
+    detected", "HTTP 404"), ``files`` names the files of each kind of damage.
     """
 
     def __init__(self, files: list[tuple[str, Path]], root: Path, text_key: str = "text") -> None:
@@ -81,11 +81,11 @@ class Reader:
                     yield document
 
     def _from_page(self, page: Page, name: str) -> Document | None:
-        if page.problem == TOO_LARGE:
-            self._damage(TOO_LARGE, name)
-            return None
         if page.problem:
-            self.counts[page.problem] += 1
+            if page.problem in (TOO_LARGE, BROKEN):
+                self._damage(page.problem, name)
+            else:
+                self.counts[page.problem] += 1
             return None
         html = page.type in _HTML_TYPES or (not page.type and b"<" in page.data[:100])
         if not html and page.type != "text/plain":

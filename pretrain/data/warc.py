@@ -134,13 +134,10 @@ def _answer(page: Page, identified: str) -> Page:
         body = _body(page.data)
     except OSError:
         return replace(page, data=b"", problem=BROKEN)
-    return replace(
-        page,
-        type=_media_type(identified or http.http_content_type),
-        charset=http.http_charset,
-        data=body,
-        problem=TOO_LARGE if len(body) > MAX_PAGE_BYTES else "",
-    )
+    if len(body) > MAX_PAGE_BYTES:
+        return replace(page, data=b"", problem=TOO_LARGE)
+    type_ = _media_type(identified or http.http_content_type)
+    return replace(page, type=type_, charset=http.http_charset, data=body)
 
 
 def _body(answer: bytes) -> bytes:
