@@ -32,32 +32,42 @@ class Probe:
 
 
 def data(folder: Path) -> str:
-    """Pages to clean documents: what is menu goes, the language is told, copies are found."""
+    """Archived pages to clean documents: menus go, the language is told, copies are found."""
     from pretrain.data.job import prepare_data
+    from pretrain.data.warc import write_warc
 
+    pages = [_page(i) for i in range(_PAGES)]
+    pages.append(pages[1].replace("</main>", "<p>This is a mirror.</p></main>"))
     (folder / "pages").mkdir()
-    for i in range(_PAGES):
-        body = "".join(
-            f"<p>Page {i} has {n} lines on the sum of {i} and {n}, which is {i + n}.</p>"
-            for n in range(i % 7, i % 7 + 12)
-        )
-        page = f"<html><body><nav><a href=x>Home</a></nav><main>{body}</main></body></html>"
-        (folder / "pages" / f"{i:02d}.html").write_text(page)
-        if i == 0:  # the same page at another address
-            (folder / "pages" / "copy.html").write_text(page)
+    (folder / "pages" / "copy.html").write_text(pages[0])
+    html = {"Content-Type": "text/html; charset=utf-8"}
+    archived = ((f"http://pages.example/{i}", page.encode(), html) for i, page in enumerate(pages))
+    write_warc(folder / "pages" / "0.warc.gz", archived)
     result = prepare_data(
         input=folder / "pages",
         output=folder / "data",
         steps=("extract", "language"),
-        stages=("exact_duplicates",),
+        stages=("exact_duplicates", "near_duplicates"),
         tasks=1,
         workers=1,
     )
     (folder / "documents").symlink_to(result.documents)
     texts = _texts(folder)
-    _expect(len(texts) == _PAGES, f"{len(texts)} of {_PAGES} documents, one copy among the pages")
+    copies = [stage["dropped"] for stage in result.counts[1:]]
+    _expect(copies == [{"duplicate": 1}, {"near_duplicate": 1}], f"of two copies went {copies}")
+    _expect(len(texts) == _PAGES, f"{len(texts)} of {_PAGES} documents")
     _expect(not any("Home" in text for text in texts), "a page's menu is still in its text")
-    return f"{_PAGES + 1} pages to {len(texts)} documents: menus gone, a copy dropped"
+    return (
+        f"{_PAGES + 2} pages to {len(texts)} documents: menus gone, a copy and a near one dropped"
+    )
+
+
+def _page(i: int) -> str:
+    body = "".join(
+        f"<p>Page {i} has {n} lines on the sum of {i} and {n}, which is {i + n}.</p>"
+        for n in range(i % 7, i % 7 + 12)
+    )
+    return f"<html><body><nav><a href=x>Home</a></nav><main>{body}</main></body></html>"
 
 
 def tokenizer(folder: Path) -> str:
@@ -146,7 +156,7 @@ def planning(folder: Path) -> str:
 
 
 PROBES = (
-    Probe("data", data, needs=("datatrove", "fastwarc", "resiliparse", "xxhash")),
+    Probe("data", data, needs=("datatrove", "fastwarc", "resiliparse", "xxhash", "rensa")),
     Probe("tokenizer", tokenizer, needs=("tokenizers", "transformers"), after=("data",)),
     Probe("shards", shards, after=("data", "tokenizer")),
     Probe("train", training, needs=("torch", "transformers", "deepspeed"), after=("shards",)),

@@ -2,10 +2,10 @@
 
 ``plant`` writes the pages of a folder of HTML (``scripts/fetch_debian_corpus.sh``) as a WARC and
 hides in it exact and near duplicates, spam, personal data, evaluation items, pages with a wrong
-encoding and one damaged record. Personal data and evaluation items stand in pages of the folder,
-after a paragraph in the middle, so that nothing else is wrong with those. ``check`` says for each
-kind what the output of a job still has. The address of a planted page names its kind and the page
-that it was made of.
+encoding and one damaged record. What is planted stands in pages that no step would drop without
+it, so each detector sees every page that is meant for it. ``check`` says for each kind how many
+pages were read, and how many its own detector found; it needs ``rejects`` of steps and stages. The
+address of a planted page names its kind and the page that it was made of.
 
     python scripts/plant_warc.py plant FOLDER crawl/00000.warc.gz --evaluation gsm8k_test.jsonl.gz
     pretrain data input=crawl output=clean
@@ -18,17 +18,27 @@ import argparse
 import gzip
 import json
 import random
-import re
+import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
+from datatrove.data import Document
+
+from pretrain.data.decoding import decode
+from pretrain.data.registry import make_step
+from pretrain.data.steps import Step
 from pretrain.data.warc import write_warc
 
 HOST, REAL = "http://planted.example", "http://manuals.example"
-KINDS = ("exact", "near", "personal", "evaluation", "encoding", "spam-text", "spam-url")
 HTML = {"Content-Type": "text/html; charset=utf-8"}
-EACH = 20
+DAMAGED, MEMBER = f"{HOST}/damaged", b"\x1f\x8b\x08"
+EACH = 25
+# The steps that a page passes before it is planted in; language leaves English in English pages.
+STEPS = ("extract", {"name": "language", "keep": ["en", "de", "es"]}, "gopher_repetition", "nsfw")
 FRAME = "<html><head><title>{0}</title></head><body><main>{0}</main></body></html>"
 PERSON = (
     "<p>The office of the district can be reached on working days between nine and five, and the "
@@ -38,10 +48,23 @@ PERSON = (
     "a question about the library, the park or the schools will find the right person there. "
     "Forms for the winter are sent out in autumn. Nothing has to be paid for them.</p>"
 )
-SECRETS = re.compile(r"maria\.lopez|9018\d\d|DE89 3704|81\.169\.145")
-ITEM = "A question of an examination: "
-MIRROR = b"<p>This is a mirror of the page above.</p>"
-Page = tuple[str, bytes, dict[str, str]]
+SECRETS = ("maria.lopez", "4711", "DE89 3704", "81.169.145")
+MARKS = ("[EMAIL]", "[PHONE]", "[IBAN]", "[IP]")
+SPAM = "Buy your cheap pills online now, this is the best price that you will find on the web! "
+MIRROR = "<p>This is a mirror of the page.</p>"
+LONG = 2000  # characters: of these, a sentence more leaves nearly the same page
+Page = tuple[str, bytes, dict[str, str]]  # address, HTML, headers
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Which pages it is planted in, and how they are changed; the number counts from 0."""
+
+    name: str
+    fits: Callable[[bytes], bool]
+    change: Callable[[int, bytes], bytes]
+    keeps_page: bool = False  # beside the changed one
+    shows: bool = True  # in the text
 
 
 def main() -> None:
@@ -51,51 +74,84 @@ def main() -> None:
     plant_.add_argument("folder", type=Path)
     plant_.add_argument("warc", type=Path)
     plant_.add_argument("--pages", type=int, default=1000, help="drawn from the folder")
-    plant_.add_argument("--evaluation", type=Path, help="JSON lines with a question")
+    plant_.add_argument("--each", type=int, default=EACH, help="planted pages of each kind")
+    plant_.add_argument("--evaluation", type=Path, required=True, help="JSON lines with a question")
     check_ = commands.add_parser("check")
     check_.add_argument("output", type=Path)
     options = parser.parse_args()
     if options.command == "check":
         print(json.dumps(found(options.output), indent=1))
         return
-    pages = list(plant(options.folder, options.pages, options.evaluation))
+    pages = plant(options.folder, options.evaluation, options.pages, options.each)
     options.warc.parent.mkdir(parents=True, exist_ok=True)
     print(f"{write_warc(options.warc, pages)} pages in {options.warc}")
     damage(options.warc)
 
 
-def plant(folder: Path, number: int, evaluation: Path | None) -> Iterator[Page]:
+def plant(folder: Path, evaluation: Path, number: int, each: int = EACH) -> list[Page]:
     """The pages of the folder with the planted ones among them."""
     rng = random.Random(0)
     paths = sorted(folder.rglob("*.html"))
     paths = rng.sample(paths, min(number, len(paths)))
     real = [(f"{REAL}/{p.relative_to(folder).as_posix()}", p.read_bytes(), HTML) for p in paths]
-    real.sort(key=lambda page: -len(page[1]))
-    fit = [page for page in real[EACH:] if page[1].count(b"</p>") > 3]
-    exact, near, rest = fit[:EACH], fit[EACH : 2 * EACH], fit[2 * EACH :]
-    # What is inserted is English: a job may drop it as a foreign paragraph elsewhere.
-    english = [page for page in rest if b'lang="en' in page[1]]
-    personal, items = english[:EACH], english[EACH : 2 * EACH]
-    german = [page for page in rest if b"\xc3\xbc" in page[1] and page not in english][:EACH]
-    questions = read_questions(evaluation)
-    changed = personal + items[: len(questions)] + german
-    pages = [page for page in real if page not in changed]
-    pages += renamed("exact", exact, lambda i, body: body)
-    pages += renamed("near", near, lambda i, body: body.replace(b"</body>", MIRROR + b"</body>"))
-    pages += renamed("personal", personal, lambda i, body: insert(body, PERSON.format(i)))
-    pages += renamed(
-        "evaluation", items, lambda i, body: insert(body, f"<p>{ITEM}{questions[i]}</p>")
+    steps = [make_step(entry) for entry in STEPS]
+    planted = list(spam(each))
+    for kind in kinds(read_questions(evaluation, each)):
+        fit = (page for page in real if kind.fits(page[1]) and reaches(page[1], kind, steps))
+        chosen = list(islice(fit, each))
+        if len(chosen) < each:
+            raise SystemExit(f"{kind.name}: {len(chosen)} pages of {folder} fit, not {each}")
+        # No page serves two kinds.
+        real = [page for page in real if page not in chosen]
+        planted += renamed(kind, chosen)
+    _, body, headers = real.pop()
+    everything = [*real, *planted, (DAMAGED, body, headers)]
+    rng.shuffle(everything)
+    return everything
+
+
+def kinds(questions: Sequence[str]) -> tuple[Kind, ...]:
+    """In the order in which they choose; what is inserted is English."""
+    return (
+        Kind("encoding", is_german, lambda i, body: in_latin_1(body), shows=False),
+        Kind("exact", is_english, lambda i, body: body, keeps_page=True, shows=False),
+        Kind("near", is_english, lambda i, body: insert(body, MIRROR), keeps_page=True),
+        Kind("personal", is_english, lambda i, body: insert(body, PERSON.format(i))),
+        Kind("evaluation", is_english, lambda i, body: insert(body, f"<p>{questions[i]}</p>")),
     )
-    pages += renamed("encoding", german, lambda i, body: in_latin_1(body))
-    pages += spam()
-    rng.shuffle(pages)
-    yield from pages
 
 
-def renamed(kind: str, pages: list[Page], change: Callable[[int, bytes], bytes]) -> Iterator[Page]:
-    """Pages changed one way, under the addresses of that kind."""
+def reaches(body: bytes, kind: Kind, steps: Sequence[Step]) -> bool:
+    """Whether the page passes the steps, and what is planted in it does, too: the extraction leaves
+    out what it takes for a menu."""
+    before = text_after(body, steps)
+    if not kind.shows or len(before) < LONG:
+        return len(before) >= LONG
+    return text_after(kind.change(0, body), steps) not in ("", before)
+
+
+def text_after(body: bytes, steps: Sequence[Step]) -> str:
+    """Nothing of a page that is dropped."""
+    document = Document(text=decode(body)[0], id="", metadata={"html": True})
+    return document.text if all(step.check(document) is None for step in steps) else ""
+
+
+def is_english(body: bytes) -> bool:
+    return body.count(b"</p>") > 3 and b'lang="en' in body
+
+
+def is_german(body: bytes) -> bool:
+    """With an umlaut, in UTF-8."""
+    return b"\xc3\xbc" in body and b'lang="de' in body
+
+
+def renamed(kind: Kind, pages: Sequence[Page]) -> Iterator[Page]:
+    """Pages changed one way, under addresses that say so."""
     for i, (address, body, headers) in enumerate(pages):
-        yield f"{HOST}/{kind}/{address.removeprefix(REAL + '/')}", change(i, body), headers
+        if kind.keeps_page:
+            yield address, body, headers
+        name = address.removeprefix(REAL + "/")
+        yield f"{HOST}/{kind.name}/{name}", kind.change(i, body), headers
 
 
 def insert(body: bytes, html: str) -> bytes:
@@ -110,74 +166,89 @@ def in_latin_1(body: bytes) -> bytes:
     return body.decode("utf-8", "replace").encode("latin-1", "xmlcharrefreplace")
 
 
-def spam() -> Iterator[Page]:
-    for i in range(EACH):
-        text = "<p>" + "Buy cheap pills online now, best price, best price! " * 30 + "</p>"
-        yield f"{HOST}/spam-text/{i}", FRAME.format(text).encode(), HTML
+def spam(each: int) -> Iterator[Page]:
+    """By its text, and by its address alone."""
+    for i in range(each):
+        yield f"{HOST}/spam-text/{i}", FRAME.format(f"<p>{SPAM * 30}</p>").encode(), HTML
         yield f"{HOST}/spam-url/buy-viagra-{i}", FRAME.format(PERSON.format(i)).encode(), HTML
 
 
-def read_questions(path: Path | None) -> list[str]:
-    if path is None:
-        return []
-    with gzip.open(path, "rt") as file:
-        return [json.loads(line)["question"] for _, line in zip(range(EACH), file, strict=False)]
+def read_questions(path: Path, number: int) -> list[str]:
+    """The longest: short items say nothing and are not looked for."""
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        questions = [json.loads(line)["question"] for line in file]
+    return sorted(questions, key=len, reverse=True)[:number]
 
 
 def damage(warc: Path) -> None:
-    """Zeros over the middle of the member in the middle of the file."""
+    """Zeros inside the member of the page that is meant for it."""
     data = bytearray(warc.read_bytes())
-    at = data.index(b"\x1f\x8b\x08", len(data) // 2)
+    at = data.index(MEMBER)
+    while DAMAGED.encode() not in head_of(bytes(data[at : at + 2000])):
+        at = data.index(MEMBER, at + 1)
     data[at + 100 : at + 160] = bytes(60)
     warc.write_bytes(data)
 
 
-def found(output: Path) -> dict[str, object]:
-    """What is left of the planted, by kind, and what the steps and stages dropped."""
-    left: dict[str, str] = {}  # address -> text
-    for shard in sorted((output / "documents").glob("*.jsonl.gz")):
-        with gzip.open(shard, "rt", encoding="utf-8") as lines:
-            rows = map(json.loads, lines)
-            left |= {row["metadata"].get("url", ""): row["text"] for row in rows}
-    planted: dict[str, dict[str, str]] = {kind: {} for kind in KINDS}
-    for address, text in left.items():
-        if address.startswith(HOST):
-            kind, _, page = address.removeprefix(HOST + "/").partition("/")
-            planted[kind][page] = text
-    files = [path for path in output.glob("*/counts.json") if path.parent.suffix != ".rejects"]
-    stages = [json.loads(path.read_text()) for path in sorted(files)]
-    rules = [*stages[0]["steps"], *stages[1:]]
-    personal, german = (list(planted[kind].values()) for kind in ("personal", "encoding"))
-    return {
-        "planted of each kind": EACH,
-        "documents left": len(left),
-        "pages left": {kind: len(pages) for kind, pages in planted.items()},
-        "pairs left whole": {
-            kind: sum(f"{REAL}/{page}" in left for page in planted[kind])
-            for kind in ("exact", "near")
-        },
-        "evaluation items left": sum(ITEM in text for text in planted["evaluation"].values()),
-        "personal data left": sum(bool(SECRETS.search(text)) for text in personal),
-        "mail addresses replaced": sum("[EMAIL]" in text for text in personal),
-        "read with the wrong encoding": sum("\ufffd" in t or "\u00c3" in t for t in german),
-        "reading": stages[0]["reading"],
-        "files": stages[0]["files"],
-        "dropped": {one["stage"]: one["dropped"] for one in rules if one["dropped"]},
-        "planted pages dropped by the steps": rejected(output),
-    }
+def head_of(member: bytes) -> bytes:
+    """The headers of its record; empty where it only begins like a member."""
+    try:
+        return zlib.decompressobj(wbits=31).decompress(member, 600)
+    except zlib.error:
+        return b""
 
 
-def rejected(output: Path) -> dict[str, dict[str, int]]:
-    """Of each kind, by step and reason; of a job with ``rejects = true``."""
-    why: dict[str, Counter[str]] = {}
-    for shard in sorted((output / "00_steps.rejects").glob("*.jsonl.gz")):
+def found(output: Path) -> dict[str, Any]:
+    """Of each kind: pages read, pages that its detector saw and those it found; what is left."""
+    kept, dropped = documents(output / "00_steps"), documents(output / "00_steps.rejects")
+    later: dict[str, str] = {}  # address -> the stage that dropped it
+    for folder in output.glob("0[1-9]_*.rejects"):
+        later |= dict.fromkeys(documents(folder), folder.name.removesuffix(".rejects")[3:])
+    result: dict[str, Any] = {}
+    for kind in ("exact", "near", "personal", "evaluation", "encoding", "spam-text", "spam-url"):
+        start = f"{HOST}/{kind}/"
+        pages = {a: row for a, row in (kept | dropped).items() if a.startswith(start)}
+        hits = [detected(kind, address, row, later) for address, row in pages.items()]
+        others = Counter(
+            f"{row['metadata']['dropped_by']}: {row['metadata']['reason']}"
+            for hit, row in zip(hits, pages.values(), strict=True)
+            if not hit and "dropped_by" in row["metadata"]
+        )
+        result[kind] = {"read": len(pages), "found": sum(hits)}
+        if others:
+            result[kind]["dropped before"] = dict(others)
+    counts = json.loads((output / "00_steps" / "counts.json").read_text(encoding="utf-8"))
+    left = documents(output / "documents")
+    return {**result, "reading": counts["reading"], "documents left": len(left)}
+
+
+def detected(kind: str, address: str, row: dict[str, Any], later: dict[str, str]) -> bool:
+    """Whether its own detector found the planted page."""
+    about, text = row["metadata"], row["text"]
+    by = about.get("dropped_by")
+    match kind:
+        case "exact" | "near":
+            original = f"{REAL}/{address.removeprefix(f'{HOST}/{kind}/')}"
+            return f"{kind}_duplicates" in (later.get(address), later.get(original))
+        case "personal":
+            is_clean = not any(secret in text for secret in SECRETS)
+            return by is None and is_clean and all(mark in text for mark in MARKS)
+        case "evaluation":
+            return by == "decontaminate"
+        case "encoding":
+            return by is None and "\ufffd" not in text and "\u00c3" not in text
+        case "spam-text":
+            return by == "gopher_repetition"
+    return by == "url"
+
+
+def documents(folder: Path) -> dict[str, dict[str, Any]]:
+    """By address."""
+    rows: dict[str, dict[str, Any]] = {}
+    for shard in sorted(folder.glob("*.jsonl.gz")):
         with gzip.open(shard, "rt", encoding="utf-8") as lines:
-            for about in (json.loads(line)["metadata"] for line in lines):
-                if about["url"].startswith(HOST):
-                    kind = about["url"].removeprefix(HOST + "/").partition("/")[0]
-                    reason = f"{about['dropped_by']}: {about['reason']}"
-                    why.setdefault(kind, Counter())[reason] += 1
-    return {kind: dict(reasons.most_common()) for kind, reasons in sorted(why.items())}
+            rows |= {row["metadata"].get("url", ""): row for row in map(json.loads, lines)}
+    return rows
 
 
 if __name__ == "__main__":

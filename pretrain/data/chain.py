@@ -10,6 +10,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import socket
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -19,7 +20,7 @@ from typing import Any
 from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 
-from pretrain.data.counts import UNKNOWN, StepCounts
+from pretrain.data.counts import UNKNOWN, StepCounts, count_words
 from pretrain.data.readers import Reader
 from pretrain.data.steps import Step
 from pretrain.errors import RunError
@@ -69,7 +70,7 @@ class Chain(PipelineStep):
                 if self._check(document, counts, rejected):
                     totals["kept"] += 1
                     totals["characters_kept"] += len(document.text)
-                    totals["words_kept"] += len(document.text.split())
+                    totals["words_kept"] += count_words(document.text)
                     kept.write(to_line(document))
                     yield document
         self._tell(rank, totals, counts)
@@ -78,10 +79,11 @@ class Chain(PipelineStep):
         self, document: Document, counts: Sequence[StepCounts], rejected: gzip.GzipFile | None
     ) -> bool:
         for step, count in zip(self.steps, counts, strict=True):
-            before = document.text
+            before, was_html = document.text, document.metadata.get("html")
             reason = step.check(document)
             language = document.metadata.get("language", UNKNOWN)
-            count.add(before, document.text, language, reason)
+            markup = document.metadata.get("html") if reason is None else was_html
+            count.add(before, document.text, language, reason, markup=bool(markup))
             if reason is None:
                 continue
             if rejected is not None:
@@ -120,7 +122,7 @@ def new_shard(folder: Path, rank: int) -> Iterator[gzip.GzipFile]:
     """A shard to write lines to; it gets its name when the block ends well."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{rank:05d}.jsonl.gz"
-    temporary = folder / f".{path.name}.tmp"
+    temporary = _aside(path)
     try:
         with open(temporary, "wb") as raw:
             # Neither name nor time in the header: equal documents make equal bytes.
@@ -146,6 +148,17 @@ def to_line(document: Document) -> bytes:
 def write_json(path: Path, value: object) -> None:
     """Replace the file whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = _aside(path)
     temporary.write_text(json.dumps(value, ensure_ascii=False, indent=1), encoding="utf-8")
     os.replace(temporary, path)
+
+
+def remove_strays(folder: Path) -> None:
+    """What killed tasks left under hidden names. Only when no task runs any more."""
+    for path in (*folder.glob(".*.tmp"), *task_file(folder, 0).parent.glob(".*.tmp")):
+        path.unlink(missing_ok=True)
+
+
+def _aside(path: Path) -> Path:
+    """A hidden name of this process alone: a task may be given out twice by mistake."""
+    return path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}.tmp")

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     import httpx
     from datatrove.data import Document
 
+    from pretrain.data.score_journal import ScoreJournal
+
 HIGHEST = 5
 PROMPT = """Judge how useful the text below would be for teaching at school or in a first year of \
 study. Give one point for each of these that holds:
@@ -76,40 +78,61 @@ def parse_score(reply: str) -> int | None:
     return score if 0 <= score <= HIGHEST else None
 
 
-def score_documents(texts: Sequence[str], server: ScoreServer) -> Scores:
-    """Ask the server about each text; what failed after its retries is counted."""
-    return asyncio.run(_score_all(texts, server))
+def score_documents(
+    texts: Sequence[str], server: ScoreServer, journal: ScoreJournal | None = None
+) -> Scores:
+    """Ask the server about each text; what failed after its retries is counted.
+
+    ``journal`` keeps each score as it comes, and texts that have one there are not asked about.
+    """
+    result = Scores([None] * len(texts))
+    if journal is not None:
+        result.scores = [journal.get(_request(text)) for text in texts]
+    todo = [i for i, score in enumerate(result.scores) if score is None]
+    asyncio.run(_score_all(texts, todo, server, result, journal))
+    return result
 
 
-async def _score_all(texts: Sequence[str], server: ScoreServer) -> Scores:
+async def _score_all(
+    texts: Sequence[str],
+    numbers: Sequence[int],
+    server: ScoreServer,
+    result: Scores,
+    journal: ScoreJournal | None,
+) -> None:
     import httpx
 
-    result = Scores([None] * len(texts))
-    todo = iter(enumerate(texts))
+    todo = iter(numbers)
     end = time.monotonic() + server.deadline_s
     headers = {"Authorization": f"Bearer {server.api_key}"} if server.api_key else {}
     limits = httpx.Limits(max_connections=server.concurrency)
     async with httpx.AsyncClient(headers=headers, limits=limits) as client:
 
         async def work() -> None:
-            for i, text in todo:  # one iterator for all workers
-                outcome = await _score_one(client, server, text, end)
-                if isinstance(outcome, int):
-                    result.scores[i] = outcome
-                else:
+            for i in todo:  # one iterator for all workers
+                request = _request(texts[i])
+                outcome = await _score_one(client, server, request, end)
+                if not isinstance(outcome, int):
                     result.failed[outcome] += 1
+                    continue
+                result.scores[i] = outcome
+                if journal is not None:
+                    journal.add(request, outcome)
 
         await asyncio.gather(*(work() for _ in range(server.concurrency)))
-    return result
+
+
+def _request(text: str) -> str:
+    return PROMPT.format(text=text[:_EXCERPT])
 
 
 async def _score_one(
-    client: httpx.AsyncClient, server: ScoreServer, text: str, end: float
+    client: httpx.AsyncClient, server: ScoreServer, request: str, end: float
 ) -> int | str:
     """The score, or why there is none."""
     import httpx
 
-    message = {"role": "user", "content": PROMPT.format(text=text[:_EXCERPT])}
+    message = {"role": "user", "content": request}
     body = {"model": server.model, "messages": [message], "max_tokens": 256, "temperature": 0.0}
     why = "deadline"
     for attempt in range(server.retries + 1):

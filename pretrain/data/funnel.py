@@ -1,4 +1,6 @@
-"""Decides what the funnel page shows: where documents were lost, by stage, rule and language.
+"""Decides what the funnel page shows: where documents, and the words or tokens in them, were
+lost: by stage, rule and language. Words where no tokenizer is chosen yet; tokens where the shards
+are written.
 
 One HTML file without anything to load, made from the ``counts.json`` of the chain and the stages.
 """
@@ -15,6 +17,8 @@ from typing import Any
 from pretrain.errors import UsageError
 
 Counts = dict[str, Any]
+
+_UNITS = {"words_kept": "words kept", "tokens_kept": "tokens kept"}
 
 _STYLE = """
 :root { --page: #f6f7f9; --card: #fff; --line: #e4e7ec; --text: #1c2430; --dim: #667085;
@@ -62,9 +66,7 @@ def funnel_page(counts: Sequence[Counts]) -> str:
     body = [
         "<h1>From raw pages to documents</h1>",
         f"<p>{first['in']:,} documents read, {last['kept']:,} kept ({kept}), "
-        f"{last.get('characters_kept', 0):,} characters"
-        + (f"; after the steps {first['words_kept']:,} words" if "words_kept" in first else "")
-        + "</p>",
+        f"{last.get('characters_kept', 0):,} characters{_amounts(last, ', ')}</p>",
         _section("Stages", _stages(stages, first["in"])),
         _section("Languages", _languages(stages)),
         _section("Reading", _reading(first)),
@@ -86,10 +88,11 @@ def _stages(stages: Sequence[Counts], total: int) -> str:
             _share(stage["kept"], stage["in"]),
             f"{stage.get('characters_kept', 0):,}",
             _share(stage.get("characters_kept", 0), stage.get("characters_in", 0)),
+            *(f"{stage[unit]:,}" if stage.get(unit) else "" for unit in _UNITS),
         )
         for stage in stages
     ]
-    head = ("stage", "kept of all", "in", "kept", "", "characters kept", "")
+    head = ("stage", "kept of all", "in", "kept", "", "characters kept", "", *_UNITS.values())
     return _table(head, rows)
 
 
@@ -111,7 +114,16 @@ def _language(counts: Counts | None) -> str:
     if not counts:
         return ""
     kept = counts.get("kept", 0)
-    return f"{kept:,}<br><small>{_share(kept, counts.get('in', 0))}</small>"
+    share = _share(kept, counts.get("in", 0))
+    return f"{kept:,}<br><small>{share}{_amounts(counts, '<br>')}</small>"
+
+
+def _amounts(counts: Counts, before: str) -> str:
+    """Words and tokens, where they are known."""
+    known = (
+        f"{counts[unit]:,} {name.split()[0]}" for unit, name in _UNITS.items() if counts.get(unit)
+    )
+    return "".join(before + one for one in known)
 
 
 def _reading(first: Counts) -> str:
@@ -134,9 +146,11 @@ def _reasons(stage: Counts) -> str:
         examples = stage.get("examples", {}).get(reason, [])
         quotes = "".join(f"<blockquote>{escape(str(text))}</blockquote>" for text in examples)
         share = _share(number, stage["in"])
+        words = stage.get("dropped_words", {}).get(reason)
+        share += f" of what came in{f', {words:,} words' if words else ''}"
         parts.append(
-            f"<details><summary>{escape(reason)}: {number:,} <small>{share} of what came in"
-            f"</small></summary>{quotes}</details>"
+            f"<details><summary>{escape(reason)}: {number:,} <small>{share}</small>"
+            f"</summary>{quotes}</details>"
         )
     return f"<h3>{escape(stage['stage'])}</h3>{''.join(parts)}"
 

@@ -2,8 +2,9 @@
 
 In the output folder: ``job.json`` (what was asked for), ``00_steps`` and one folder for each stage
 (``01_minhash``, ...), each with shards and ``counts.json``, ``documents`` (a link to the last of
-them), ``funnel.html``, and datatrove's own folder ``logs`` with its completion markers. The same
-call again goes on where the last one stopped: finished tasks and stages are skipped.
+them), ``funnel.html``, and datatrove's own folder ``logs`` with its completion markers and the ids
+of Slurm jobs. The same call again goes on where the last one stopped: finished tasks and stages are
+skipped, and while submitted jobs live nothing is given out.
 """
 
 from __future__ import annotations
@@ -46,8 +47,10 @@ def prepare_data(**settings: Any) -> DataResult:
     Raises UsageError (nothing written) and RunError (finished tasks and stages are kept).
     """
     job = make_settings(settings)
+    from pretrain.data.executors import check_executor
     from pretrain.data.readers import list_files
 
+    check_executor(job.executor)
     files = list_files(job.input, job.format)
     job = job.model_copy(update={"tasks": job.tasks or min(len(files), _MOST_TASKS)})
     steps = [make_step(entry) for entry in job.steps]
@@ -77,7 +80,7 @@ def _run_chain(
 ) -> bool:
     """Whether every task is done."""
     from pretrain.data.chain import Chain
-    from pretrain.data.executors import make_executor
+    from pretrain.data.executors import living_jobs, make_executor
     from pretrain.data.progress import Progress
     from pretrain.data.readers import Reader
 
@@ -90,6 +93,12 @@ def _run_chain(
     executor = make_executor(
         job.executor, [chain], tasks=job.tasks, workers=min(workers, job.tasks), logs=out / "logs"
     )
+    waiting = executor.get_incomplete_ranks()
+    if waiting and (living := living_jobs(out / "logs")):
+        raise UsageError(
+            f"Slurm job {', '.join(living)} is at work in {out}, {len(waiting)} of {job.tasks} "
+            "tasks are not done: call again when it is over, or cancel it"
+        )
     with Progress(folder, job.tasks, stall_s=job.stall_s) as progress:
         try:
             executor.run()
@@ -108,7 +117,7 @@ def _run_chain(
 
 def _collect(folder: Path, tasks: int) -> None:
     """The tasks' counts as the counts of the folder, which says that it is whole."""
-    from pretrain.data.chain import rejects_of, task_file, write_json
+    from pretrain.data.chain import rejects_of, remove_strays, task_file, write_json
     from pretrain.data.counts import merge
 
     records = [json.loads(task_file(folder, rank).read_text("utf-8")) for rank in range(tasks)]
@@ -129,6 +138,8 @@ def _collect(folder: Path, tasks: int) -> None:
         "files": merge((record["files"] for record in records), longest=20),
     }
     rejects = rejects_of(folder)
+    for one in (folder, rejects):
+        remove_strays(one)
     if rejects.is_dir():
         write_json(rejects / "counts.json", counts)
     write_json(folder / "counts.json", counts)

@@ -1,9 +1,11 @@
 """Decides which code may be trained on, by its licence: an allow-list of SPDX names.
 
-A file's licence is, in this order: ``metadata.license`` (what the repository says), an
-``SPDX-License-Identifier`` in its first lines, or the wording of a known licence there. In an SPDX
-expression every side of AND has to be allowed and one side of OR; an exception (WITH) only permits
-more. Wordings are looked for without case, punctuation and line breaks.
+Prose hardly ever names a licence, so only documents of the domains that hold code are judged
+(``metadata.domain``, as for fill-in-the-middle). A file's licence is, in this order:
+``metadata.license`` (what the repository says), an ``SPDX-License-Identifier`` in its first lines,
+or the wording of a known licence there. In an SPDX expression every side of AND has to be allowed
+and one side of OR; an exception (WITH) only permits more. Wordings are looked for without case,
+punctuation and line breaks.
 """
 
 from __future__ import annotations
@@ -46,18 +48,33 @@ _NO_WORD = re.compile(r"\W+")
 
 
 class Licence:
-    """Drops code whose licence is not in ``allow``, and, unless ``keep_unknown``, code without."""
+    """Drops code whose licence is not in ``allow``, and, unless ``keep_unknown``, code without.
+
+    ``domains``: which documents are code; all others pass, those without a domain too. ``["*"]``
+    judges every document.
+    """
 
     name = "licence"
 
-    def __init__(self, allow: Sequence[str] = PERMISSIVE, *, keep_unknown: bool = False):
+    def __init__(
+        self,
+        allow: Sequence[str] = PERMISSIVE,
+        *,
+        keep_unknown: bool = False,
+        domains: Sequence[str] = ("code",),
+    ):
         if not allow:
             raise UsageError("allow is empty: every document would be dropped")
+        if isinstance(domains, str) or not domains:
+            raise UsageError('domains is a list of names, such as ["code"]')
+        self._domains = frozenset(domains)
         self._allow = {one.lower() for one in allow}
         self._keep_unknown = keep_unknown
 
     def check(self, document: Document) -> str | None:
         """``licence_not_allowed`` or ``licence_unknown``; the licence goes into the metadata."""
+        if self._domains.isdisjoint(("*", document.metadata.get("domain"))):
+            return None
         licence = document.metadata.get("license") or licence_of(document.text)
         if not licence:
             return None if self._keep_unknown else "licence_unknown"

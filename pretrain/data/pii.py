@@ -7,8 +7,11 @@ stretches that are judged, and a finding has to pass what tells it from look-ali
 ``email``  a last label of letters that is no file ending (``icon@2x.png``)
 ``phone``  ``+``, a context word (Tel., fax, llame ...), or separators and a trunk 0 or the US
            form; no date, no ISBN
-``iban``   country form and check digits; ``card``: Luhn, and 13 to 19 digits that a network issues
-``ip``     public addresses; no version ("version", "v", "release" before it), no section number
+``iban``   country form and check digits, in either case
+``card``   Luhn's check digit, and 13 to 19 digits that a network issues
+``ip``     public addresses; no version ("version", "v", "release" before it). A dotted one whose
+           parts are all below 32 looks like a section or version number (11.5.1.1): it counts
+           behind a word such as IP, address, DNS, server or host alone
 """
 
 from __future__ import annotations
@@ -26,9 +29,20 @@ if TYPE_CHECKING:
 KINDS = ("email", "iban", "card", "ip", "phone")  # where two overlap the earlier one counts
 REGIONS = {"en": ("US", "GB"), "de": ("DE", "AT", "CH"), "es": ("ES", "MX", "AR")}
 
+_IBAN_SIZES = {  # characters, by country (the SWIFT registry)
+    **{"AT": 20, "BE": 16, "BG": 22, "CH": 21, "CY": 28, "CZ": 24, "DE": 22, "DK": 18, "EE": 20},
+    **{"ES": 24, "FI": 18, "FR": 27, "GB": 22, "GR": 27, "HR": 21, "HU": 28, "IE": 22, "IS": 26},
+    **{"IT": 27, "LI": 21, "LT": 20, "LU": 20, "LV": 21, "MC": 27, "MT": 31, "NL": 18, "NO": 15},
+    **{"PL": 28, "PT": 25, "RO": 24, "SE": 24, "SI": 19, "SK": 24, "SM": 27, "TR": 26, "UA": 29},
+    **{"AE": 23, "BR": 29, "CR": 22, "DO": 28, "GT": 28, "IL": 23, "SA": 24, "SV": 28},
+}
+
 _CANDIDATES = {
     "email": re.compile(r"(?<![\w.%+-])[\w.%+-]{1,64}@[\w.-]{3,255}"),
-    "iban": re.compile(r"\b[A-Z]{2}\d{2}(?:[ -]?[A-Z0-9]){11,30}\b"),
+    "iban": re.compile(
+        rf"\b(?=[A-Z]{{2}}\d{{2}})(?:{'|'.join(_IBAN_SIZES)})\d\d(?:[ -]?[A-Z0-9]){{11,30}}\b",
+        re.IGNORECASE,
+    ),
     "card": re.compile(r"(?<![\w.+-])\d(?:[ -]?\d){12,18}(?![\w-])"),
     "ip": re.compile(
         r"(?<![\w.:/-])(?:\d{1,3}(?:\.\d{1,3}){3}|[0-9A-Fa-f]{0,4}(?::[0-9A-Fa-f]{0,4}){2,7})"
@@ -47,20 +61,18 @@ _US = re.compile(r"(?:\(\d{3}\) ?|\d{3}[-.])\d{3}[-.]\d{4}")
 _DATE = re.compile(r"\d{1,4}([./-])\d{1,2}\1\d{1,4}(?:\D+\d{1,2})?|\d{4}\D\d{4}")
 _BOOK = re.compile(r"(?:ISBN|ISSN|DOI|EAN)(?:-1[03])?\W{0,3}$", re.IGNORECASE)
 _VERSION = re.compile(
-    r"(?:\bv|version(?:en|es)?|versi[oó]n|release|rel|build|ver|firmware|kernel)\W{0,3}$",
+    r"\b(?:v|version(?:en|es)?|versi[oó]n|release|rel|build|ver|firmware|kernel)\W{0,3}$",
     re.IGNORECASE,
 )
-_IBAN_SIZES = {  # characters, by country (the SWIFT registry)
-    **{"AT": 20, "BE": 16, "BG": 22, "CH": 21, "CY": 28, "CZ": 24, "DE": 22, "DK": 18, "EE": 20},
-    **{"ES": 24, "FI": 18, "FR": 27, "GB": 22, "GR": 27, "HR": 21, "HU": 28, "IE": 22, "IS": 26},
-    **{"IT": 27, "LI": 21, "LT": 20, "LU": 20, "LV": 21, "MC": 27, "MT": 31, "NL": 18, "NO": 15},
-    **{"PL": 28, "PT": 25, "RO": 24, "SE": 24, "SI": 19, "SK": 24, "SM": 27, "TR": 26, "UA": 29},
-    **{"AE": 23, "BR": 29, "CR": 22, "DO": 28, "GT": 28, "IL": 23, "SA": 24, "SV": 28},
-}
 _NETWORK = re.compile(
     r"4\d{12}(?:\d{3}){0,2}|5[1-5]\d{14}|2[2-7]\d{14}|3[47]\d{13}|3[068]\d{12}|35\d{14}|6(?:011|4|5)\d{12,13}"
 )
 _GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")
+_ADDRESS = re.compile(
+    r"\b(?:ip(?:v4)?|address(?:es)?|adressen?|direcci[oó]n(?:es)?|dns|(?:name)?servers?|"
+    r"servidor(?:es)?|hosts?|ping|gateway|resolver)\W{0,3}(?:(?:is|at|ist|es|are|of)\W{1,2})?$",
+    re.IGNORECASE,
+)
 _BEFORE = 40  # characters that say what a number is
 
 
@@ -122,7 +134,7 @@ def _may_be(kind: str, found: str, before: str) -> bool:
         case "card":
             return not _BOOK.search(before)
         case "ip":
-            return not _VERSION.search(before) and _is_public(found)
+            return not _VERSION.search(before) and _is_public(found, _ADDRESS.search(before))
         case "phone":
             if _DATE.fullmatch(found) or _BOOK.search(before) or _is_isbn(found):
                 return False
@@ -131,8 +143,9 @@ def _may_be(kind: str, found: str, before: str) -> bool:
     return True
 
 
-def _is_public(address: str) -> bool:
-    """Of IPv6 global unicast with four groups written out; of IPv4 what no section number is."""
+def _is_public(address: str, is_said: object) -> bool:
+    """Of IPv6 global unicast with four groups written out; of IPv4 what is said to be an address,
+    or is no section number."""
     try:
         parsed = ipaddress.ip_address(address)
     except ValueError:
@@ -140,7 +153,7 @@ def _is_public(address: str) -> bool:
     if parsed.version == 6:
         groups = sum(bool(group) for group in address.split(":"))
         return parsed in _GLOBAL_UNICAST and parsed.is_global and groups >= 4
-    return parsed.is_global and max(parsed.packed) >= 32  # 11.5.1.1 is a section
+    return parsed.is_global and (bool(is_said) or max(parsed.packed) >= 32)
 
 
 def _is_isbn(found: str) -> bool:
@@ -168,9 +181,9 @@ def _phones(found: str, language: str) -> Iterator[tuple[int, int]]:
 
 def _iban(found: str, language: str) -> Iterator[tuple[int, int]]:
     """The country's length and the check digits (ISO 13616); words behind it are left out."""
-    size = _IBAN_SIZES.get(found[:2], 0)
+    size = _IBAN_SIZES[found[:2].upper()]
     places = [i for i, one in enumerate(found) if one.isalnum()]
-    if not size or len(places) < size:
+    if len(places) < size:
         return
     end = places[size - 1] + 1
     code = re.sub(r"\W", "", found[:end])

@@ -18,7 +18,7 @@ from typing import IO, Any
 from datatrove.data import Document
 
 from pretrain.data import decoding
-from pretrain.data.warc import Page, read_warc
+from pretrain.data.warc import BROKEN, MAX_PAGE_BYTES, TOO_LARGE, Page, read_warc
 from pretrain.errors import UsageError
 
 _ENDINGS = {
@@ -28,7 +28,6 @@ _ENDINGS = {
     "html": (".html", ".htm", ".xhtml"),
 }
 FORMATS = tuple(_ENDINGS)
-MAX_PAGE_BYTES = 10_000_000
 _HTML_TYPES = {"text/html", "application/xhtml+xml"}
 _FILES_NAMED = 20  # of each kind of damage
 
@@ -57,7 +56,7 @@ class Reader:
     """The first step of a pipeline: documents of this task's files, and what was wrong with them.
 
     ``counts`` are facts of the reading that are no documents ("damaged", "not HTML", "encoding
-    detected"), ``files`` names the files of each kind of damage.
+    detected", "HTTP 404"), ``files`` names the files of each kind of damage.
     """
 
     def __init__(self, files: list[tuple[str, Path]], root: Path, text_key: str = "text") -> None:
@@ -82,6 +81,12 @@ class Reader:
                     yield document
 
     def _from_page(self, page: Page, name: str) -> Document | None:
+        if page.problem:
+            if page.problem in (TOO_LARGE, BROKEN):
+                self._damage(page.problem, name)
+            else:
+                self.counts[page.problem] += 1
+            return None
         html = page.type in _HTML_TYPES or (not page.type and b"<" in page.data[:100])
         if not html and page.type != "text/plain":
             self.counts["not text"] += 1
@@ -92,7 +97,9 @@ class Reader:
     def _html(self, path: Path) -> Iterator[Document]:
         name = self._name(path)
         metadata = {"url": path.absolute().as_uri(), "file_path": name, "html": True}
-        document = self._from_bytes(path.read_bytes(), None, name, metadata)
+        with open(path, "rb") as file:
+            data = file.read(MAX_PAGE_BYTES + 1)
+        document = self._from_bytes(data, None, name, metadata)
         if document:
             yield document
 
@@ -100,7 +107,7 @@ class Reader:
         self, data: bytes, charset: str | None, id_: str, metadata: dict[str, Any]
     ) -> Document | None:
         if len(data) > MAX_PAGE_BYTES:
-            self._damage("larger than 10 MB", metadata["file_path"])
+            self._damage(TOO_LARGE, metadata["file_path"])
             return None
         text, how = decoding.decode(data, charset)
         if how in (decoding.DETECTED, decoding.REPLACED):
@@ -110,18 +117,24 @@ class Reader:
     def _jsonl(self, path: Path) -> Iterator[Document]:
         name = self._name(path)
         try:
-            with _open_text(path) as file:
+            with _open(path) as file:
                 for number, line in enumerate(file):
-                    try:
-                        row = json.loads(line)
-                    except ValueError:
-                        self._damage("line is not JSON", f"{name} line {number + 1}")
-                        continue
-                    document = self._from_row(row, name, number)
+                    document = self._from_line(line, name, number)
                     if document:
                         yield document
         except (EOFError, zlib.error, gzip.BadGzipFile):
             self._damage("damaged", name)
+
+    def _from_line(self, line: bytes, name: str, number: int) -> Document | None:
+        text = line.decode("utf-8", errors="replace")
+        try:
+            row = json.loads(text)
+        except ValueError:
+            self._damage("line is not JSON", f"{name} line {number + 1}")
+            return None
+        if "\ufffd" in text and not _is_utf8(line):
+            self._damage(f"encoding {decoding.REPLACED}", name)
+        return self._from_row(row, name, number)
 
     def _parquet(self, path: Path) -> Iterator[Document]:
         import pyarrow.parquet
@@ -164,7 +177,13 @@ def _format(path: Path) -> str | None:
     return next((kind for kind, ends in _ENDINGS.items() if lower.endswith(ends)), None)
 
 
-def _open_text(path: Path) -> IO[str]:
-    if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8", errors="replace")
-    return open(path, encoding="utf-8", errors="replace")
+def _open(path: Path) -> IO[bytes] | gzip.GzipFile:
+    return gzip.open(path) if path.suffix == ".gz" else open(path, "rb")
+
+
+def _is_utf8(line: bytes) -> bool:
+    try:
+        line.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True

@@ -25,6 +25,7 @@ def add_parser(commands: Any) -> None:
         "education",
         help="a classifier for the step education, from a language model's scores",
         description="Ask a server about a sample of documents, then train a model on its scores. "
+        "Scores are kept in OUT.scores.jsonl as they come; the same command goes on. "
         "A key for the server is read from the environment, PRETRAIN_API_KEY.",
     )
     education.add_argument("out", help="new folder")
@@ -56,6 +57,7 @@ def run_quality(options: argparse.Namespace) -> int:
 def run_education(options: argparse.Namespace) -> int:
     """Score, train, and say how well the model agrees."""
     from pretrain.data.education import ScoreServer, distill, score_documents
+    from pretrain.data.score_journal import ScoreJournal
     from pretrain.new_folder import check_free
 
     out = Path(options.out)
@@ -68,7 +70,10 @@ def run_education(options: argparse.Namespace) -> int:
         deadline_s=options.deadline_s,
         api_key=os.environ.get("PRETRAIN_API_KEY", ""),
     )
-    result = score_documents(texts, server)
+    with ScoreJournal(out.with_name(f"{out.name}.scores.jsonl"), options.model) as journal:
+        if journal.number:
+            print(f"{journal.number:,} scores are there already")
+        result = score_documents(texts, server, journal)
     for reason, number in result.failed.most_common():
         print(f"no score: {number:,} ({reason})")
     about = distill(texts, result.scores, out)

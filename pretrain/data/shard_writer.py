@@ -207,6 +207,7 @@ def _counts(records: list[dict[str, Any]], sources: dict[str, dict[str, Any]]) -
             "kept": source["documents"],
             "characters_in": source["characters"],
             "characters_kept": source["characters"],
+            "tokens_kept": source["tokens"],
         }
         languages.setdefault(name.split("/")[0], Counter()).update(counts)
     return {

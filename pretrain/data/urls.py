@@ -1,13 +1,19 @@
 """Decides which pages are not worth opening: by their address alone.
 
 A host is dropped with everything under it when it, or a domain it belongs to, is in the blocklist;
-an address when the blocklist has it. The patterns look for whole words of host and path, so that
-"essex" or "assassin" are left alone: one hard word, or two soft ones.
+an address when the blocklist has it. The patterns look for whole words of host and path, accents
+apart, so that "essex" or "assassin" are left alone.
+
+A hard word alone is enough: it stands in no address of medicine, of schools or of a shop's terms.
+Soft words do, and need company: three of them, where one in the host counts twice. So
+``/sex-education/teens`` and ``/pharmacy/discount-policy`` pass, and ``cheap-casino.example`` does
+not. The lists are short, in English, German and Spanish.
 """
 
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,16 +25,29 @@ if TYPE_CHECKING:
     from datatrove.data import Document
 
 _ADULT = (
-    "porn porno pornos pornhub xxx xnxx xvideos hentai milf milfs sexcam sexcams camgirl camgirls "
-    "escorts blowjob gangbang bukkake nudes upskirt onlyfans sexchat pornofilme sexfilme"
+    "porn porno pornos pornhub xnxx xvideos hentai milf milfs sexcam sexcams camgirl camgirls "
+    "blowjob gangbang bukkake upskirt onlyfans sexchat "
+    "pornofilm pornofilme pornovideo pornovideos sexfilm sexfilme sexvideos sexkontakte "
+    "telefonsex hobbyhuren parkplatzsex fickfilme "
+    "videosporno pornogratis follando chicas-desnudas sexo-gratis "
 )
+_ADULT_HOSTS = (".xxx", ".adult", ".sex")  # and .porn, which is a word
 _SPAM = (
-    "viagra cialis levitra payday-loan payday-loans onlinecasino online-casino slot-gacor "
-    "judi togel situs-slot essay-writing-service replica-watches free-bitcoin crypto-giveaway"
+    "buy-viagra cheap-viagra generic-viagra viagra-online buy-cialis cialis-online payday-loan "
+    "payday-loans onlinecasino online-casino slot-gacor togel situs-slot "
+    "essay-writing-service replica-watches free-bitcoin crypto-giveaway "
+    "viagra-kaufen potenzmittel-kaufen kredit-ohne-schufa bonus-ohne-einzahlung "
+    "comprar-viagra prestamos-rapidos creditos-rapidos casino-en-linea casinos-online "
+    "tragamonedas-gratis"
 )
 _SOFT = (
-    "sex sexy nude naked erotic escort dating casino poker slots betting bonus jackpot pills "
-    "pharmacy cheap discount loan loans coupon replica adult webcam fetish teen teens gratis"
+    "sex sexy xxx nude nudes naked erotic escort escorts dating casino poker slots betting judi "
+    "bonus jackpot pills viagra cialis levitra pharmacy cheap discount loan loans coupon replica "
+    "adult webcam fetish teen teens gratis "
+    "erotik nackt nackte huren swinger seitensprung kredit kredite schufa spielautomaten "
+    "sportwetten potenzmittel kostenlos kostenlose billig rabatt "
+    "sexo desnuda desnudas erotico erotica putas apuestas tragamonedas prestamo prestamos "
+    "creditos rapidos farmacia descuento barato baratos"
 )
 _WORD = re.compile(r"[^a-z0-9]+")
 
@@ -38,6 +57,7 @@ class UrlFilter:
 
     ``blocklist``: a file with a host or an address in each line; ``#`` starts a comment.
     ``words`` are hard words of your own; a hyphen joins words that must follow each other.
+    ``soft_words``: how many are too many; 0 leaves them out.
     """
 
     name = "url"
@@ -48,9 +68,10 @@ class UrlFilter:
         words: Iterable[str] = (),
         adult: bool = True,
         spam: bool = True,
-        soft_words: int = 2,
+        soft_words: int = 3,
     ) -> None:
         self._blocked = _read_blocklist(Path(blocklist)) if blocklist else frozenset[str]()
+        self._adult = adult
         self._patterns = {
             "adult_url": _pattern(_ADULT.split() if adult else ()),
             "spam_url": _pattern(_SPAM.split() if spam else ()),
@@ -66,13 +87,20 @@ class UrlFilter:
         host, plain = _parts(address)
         if self._blocked and not self._blocked.isdisjoint((plain, *_domains(host))):
             return "blocklist"
-        words = " ".join(_WORD.split(plain))
+        if self._adult and host.endswith(_ADULT_HOSTS):
+            return "adult_url"
+        words = " ".join(_words(plain))
         for reason, pattern in self._patterns.items():
             if pattern and pattern.search(words):
                 return reason
-        if self._soft_words and len(self._soft.intersection(words.split())) >= self._soft_words:
-            return "soft_url_words"
-        return None
+        soft = len(self._soft.intersection(words.split()))
+        soft += len(self._soft.intersection(_words(host)))
+        return "soft_url_words" if self._soft_words and soft >= self._soft_words else None
+
+
+def _words(text: str) -> list[str]:
+    plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
+    return _WORD.split(plain)
 
 
 def _parts(address: str) -> tuple[str, str]:
@@ -94,7 +122,7 @@ def _domains(host: str) -> Iterable[str]:
 
 
 def _pattern(words: Iterable[str]) -> re.Pattern[str] | None:
-    alternatives = "|".join(re.escape(" ".join(_WORD.split(word))) for word in words)
+    alternatives = "|".join(re.escape(" ".join(_words(word))) for word in words)
     return re.compile(rf"(?<![a-z0-9])(?:{alternatives})(?![a-z0-9])") if alternatives else None
 
 

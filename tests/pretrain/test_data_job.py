@@ -9,6 +9,7 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from datatrove.data import Document
 
 from pretrain import cli
 from pretrain.data import job
-from pretrain.data.chain import Chain
+from pretrain.data.chain import Chain, new_shard
 from pretrain.data.counts import merge
 from pretrain.data.executors import make_executor
 from pretrain.data.funnel import funnel_page, read_counts
@@ -89,6 +90,37 @@ def test_the_funnel_says_where_documents_went(done: Path) -> None:
     assert "6 documents read, 3 kept (50.0 %)" in page
     assert "gopher_short_doc: 3" in page and "<blockquote>Short.</blockquote>" in page
     assert "http" not in page  # nothing to load
+
+
+def test_words_are_counted_by_step_rule_and_language_but_not_in_markup(tmp_path: Path) -> None:
+    source = tmp_path / "in"
+    source.mkdir()
+    (source / "a.html").write_text(f"<html><body><p>{EN}</p></body></html>")
+    (source / "b.html").write_text(f"<html><body><p>{EN} And more of it.</p></body></html>")
+    (source / "c.html").write_text("<html><body><p>Three short words</p></body></html>")
+    result = prepare_data(
+        input=source, output=tmp_path / "out", steps=["extract", "language", STEPS[2]], workers=1
+    )
+    extract, language, quality = result.counts[0]["steps"]
+    assert result.counts[0]["words_kept"] == quality["words_kept"] == 17 + 21
+    assert extract["words_kept"] == 17 + 21 + 3
+    (dropped,) = (step for step in (language, quality) if step["dropped"])
+    assert list(dropped["dropped_words"].values()) == [3]
+    assert quality["by_language"]["en"]["words_kept"] == 38
+    raw = prepare_data(input=source, output=tmp_path / "raw", steps=["url"], workers=1).counts[0]
+    assert raw["steps"][0]["words_kept"] == 0
+
+
+def test_the_funnel_says_words_and_at_the_end_tokens(done: Path) -> None:
+    steps = read_counts(done)[0]
+    english = {"in": 3, "kept": 3, "tokens_kept": 61}
+    shards = {"stage": "shards", **english, "dropped": {}, "by_language": {"en": english}}
+    page = funnel_page([steps, shards])
+    assert "3 kept (50.0 %), 0 characters, 61 tokens" in page
+    assert "<th>words kept</th><th>tokens kept</th>" in page
+    assert "<td>57</td><td></td></tr>" in page and "<td></td><td>61</td></tr>" in page
+    assert "<small>100.0 %<br>61 tokens</small>" in page
+    assert "gopher_short_doc: 3 <small>50.0 % of what came in, 3 words</small>" in page
 
 
 def test_the_page_escapes_what_was_dropped() -> None:
@@ -186,6 +218,8 @@ def test_registered_stages_and_steps_run_by_name(tmp_path: Path) -> None:
         ({"steps": ["nowhere.at_all:Step"]}, "can't import nowhere.at_all:Step"),
         ({"executor": "slurp"}, 'there is no executor "slurp"; did you mean "slurm"?'),
         ({"executor": "slurm"}, "executor slurm needs time, partition"),
+        ({"executor": {"name": "slurm", "partition": "p", "time": "1"}}, "no command sbatch"),
+        ({"executor": "ray"}, "the package ray is not installed"),
         ({"executor": {"name": "local", "worker": 2}}, 'did you mean "workers"?'),
         ({"format": "wark"}, 'format "wark" is not one of'),
         ({"imput": "x"}, 'there is no setting "imput"; did you mean "input"?'),
@@ -204,9 +238,7 @@ def test_bad_input_is_said_and_nothing_written(
     with pytest.raises(UsageError) as error:
         prepare_data(**{"input": source, "output": tmp_path / "out", **settings})
     assert said in str(error.value)
-    assert (
-        not list(tmp_path.glob("out/*.jsonl.gz")) and not (tmp_path / "out" / "00_steps").exists()
-    )
+    assert not (tmp_path / "out").exists()
 
 
 def test_files_without_a_document_are_an_empty_corpus(tmp_path: Path) -> None:
@@ -261,18 +293,93 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert read_config("input=x", ["tasks=3"]) == {"input": "x", "tasks": 3}
 
 
+SLURM = {"name": "slurm", "partition": "cpu", "time": "1:00:00"}
+
+
+def commands(folder: Path, monkeypatch: pytest.MonkeyPatch, **scripts: str) -> None:
+    """Programs by name, as shell scripts before all others."""
+    folder.mkdir(exist_ok=True)
+    for name, script in scripts.items():
+        (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+        (folder / name).chmod(0o755)
+    if str(folder) not in os.environ["PATH"]:
+        monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+
+
+def test_a_submitted_job_is_not_submitted_again_while_it_lives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against stand-ins for sbatch and squeue; the tasks of the array are run here."""
+    log, bin_ = tmp_path / "sbatch.log", tmp_path / "bin"
+    submit = f"echo x >> {log}; echo Submitted batch job 7$(wc -l < {log})"
+    commands(bin_, monkeypatch, sbatch=submit, squeue='echo "$@" | grep -o "7.*"')
+    commands(bin_, monkeypatch, scontrol="echo localhost")
+    source, out = make_input(tmp_path / "in"), tmp_path / "out"
+    settings: dict[str, Any] = dict(input=source, output=out, steps=STEPS)
+    assert prepare_data(**settings, executor=SLURM).submitted
+    assert log.read_text() == "x\n"
+    for executor in (SLURM, "local"):  # whatever is to run them
+        with pytest.raises(UsageError, match="Slurm job 71 is at work .* 3 of 3 tasks"):
+            prepare_data(**settings, executor=executor)
+    commands(bin_, monkeypatch, squeue="echo no controller >&2; exit 1")
+    with pytest.raises(RunError, match="can't tell whether job 71 still runs: no controller"):
+        prepare_data(**settings, executor=SLURM)
+    commands(bin_, monkeypatch, squeue="echo slurm_load_jobs error: Invalid job id >&2; exit 1")
+    assert prepare_data(**settings, executor=SLURM).submitted
+    assert log.read_text() == "x\n" * 2
+    assert (out / "logs" / "slurm_jobs.txt").read_text() == "72\n"
+    sent = dill.loads((out / "logs" / "executor.pik").read_bytes())
+    with monkeypatch.context() as inside:
+        inside.setenv("SLURM_NODELIST", "localhost")
+        for rank in range(3):
+            inside.setenv("SLURM_ARRAY_TASK_ID", str(rank))
+            sent.run()
+    (out / "00_steps" / ".00000.jsonl.gz.elsewhere-1.tmp").write_text("of a task that was killed")
+    assert prepare_data(**settings, executor=SLURM).counts[0]["kept"] == 3
+    assert log.read_text() == "x\n" * 2 and not list(out.rglob(".*.tmp"))
+
+
+def test_a_job_that_sbatch_refuses_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands(tmp_path / "bin", monkeypatch, sbatch="exit 3")
+    with pytest.raises(RunError, match="sbatch took no job .exit status 3"):
+        prepare_data(input=make_input(tmp_path / "in"), output=tmp_path / "out", executor=SLURM)
+
+
+def test_one_shard_of_two_processes_is_that_of_one_of_them(tmp_path: Path) -> None:
+    """Each writes under a name of its own."""
+    ready, go = tmp_path / "ready", tmp_path / "go"
+    script = (
+        "import sys, time; from pathlib import Path; from pretrain.data.chain import new_shard\n"
+        "folder, ready, go = map(Path, sys.argv[1:])\n"
+        "with new_shard(folder, 0) as file:\n"
+        "    file.write(b'theirs\\n'); ready.touch()\n"
+        "    while not go.exists(): time.sleep(0.01)\n"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path / "out"), str(ready), str(go)]
+    with subprocess.Popen(command) as other:
+        deadline = time.monotonic() + 60
+        while not ready.exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        with new_shard(tmp_path / "out", 0) as file:
+            file.write(b"ours\n")
+        shard = tmp_path / "out" / "00000.jsonl.gz"
+        assert gzip.decompress(shard.read_bytes()) == b"ours\n"
+        go.touch()
+        assert other.wait(timeout=60) == 0
+    assert gzip.decompress(shard.read_bytes()) == b"theirs\n"
+
+
 def test_tasks_run_as_datatroves_slurm_jobs_do(tmp_path: Path, monkeypatch: Any) -> None:
     """No cluster here: the pickled executor that a job of the array would load, run as it would."""
     source, out = make_input(tmp_path / "in"), tmp_path / "out" / job.STEPS_FOLDER
     steps = [make_step(entry) for entry in STEPS]
     chain = Chain(Reader(list_files(source), source), steps, out)
-    entry = {"name": "slurm", "partition": "cpu", "time": "1:00:00"}
-    executor = make_executor(entry, [chain], tasks=3, workers=3, logs=tmp_path / "logs")
+    commands(tmp_path / "bin", monkeypatch, sbatch="exit 1", scontrol="echo localhost")
+    executor = make_executor(SLURM, [chain], tasks=3, workers=3, logs=tmp_path / "logs")
     with executor.logging_dir.open("ranks_to_run.json", "w") as file:
         json.dump(executor.get_incomplete_ranks(), file)
-    (tmp_path / "scontrol").write_text("#!/bin/sh\necho localhost\n")  # of the host names alone
-    (tmp_path / "scontrol").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.setenv("SLURM_NODELIST", "localhost")
     sent = dill.loads(dill.dumps(executor))
     for rank in range(3):

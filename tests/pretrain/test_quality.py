@@ -23,6 +23,7 @@ from pretrain.data.education import (
 )
 from pretrain.data.folders import write_documents
 from pretrain.data.quality import Quality, train_quality
+from pretrain.data.score_journal import ScoreJournal
 from pretrain.errors import UsageError
 from tests.data_gen.chat_server import ChatServer
 from tests.pretrain.documents import words
@@ -120,6 +121,37 @@ def test_documents_are_scored_and_failures_counted() -> None:
     assert gone.failed == {"connection": 1}
 
 
+def test_scores_are_kept_as_they_come_and_not_asked_for_again(tmp_path: Path) -> None:
+    asked: list[str] = []
+    path = tmp_path / "new" / "scores.jsonl"
+
+    def behave(body: dict[str, Any]) -> Any:
+        shown = body["messages"][0]["content"].split("<text>\n")[1].split()[0]
+        asked.append(shown)
+        if shown == "second":
+            written.append(path.read_text().count("\n"))
+        return (404, "no") if shown == "third" and len(asked) < 4 else f"Score: {len(shown) % 6}"
+
+    written: list[int] = []
+    texts = ["first", "second", "third"]
+    with ChatServer(behave) as server:
+        ask = ScoreServer(server.url, "scripted", concurrency=1, retries=0)
+        with ScoreJournal(path, "scripted") as journal:
+            first = score_documents(texts, ask, journal)
+        assert (first.scores, first.failed) == ([5, 0, None], {"http_404": 1})
+        assert written == [1]  # the first score, before the second was there
+        path.write_text(path.read_text() + '{"asked": "torn')
+        with ScoreJournal(path, "scripted") as journal:
+            assert journal.number == 2
+            assert score_documents([*texts, "fourth"], ask, journal).scores == [5, 0, 5, 0]
+        assert asked == ["first", "second", "third", "third", "fourth"]
+        with ScoreJournal(path, "scripted") as journal:
+            assert score_documents([*texts, "fourth"], ask, journal).scores == [5, 0, 5, 0]
+        with ScoreJournal(path, "another") as journal:
+            assert score_documents(["first"], ask, journal).scores == [5]
+    assert asked[5:] == ["first"]  # of the other model alone
+
+
 def test_a_small_model_learns_the_scores(tmp_path: Path) -> None:
     levels = [seed % 6 for seed in range(600)]
     texts = [text(seed, level / 5) for seed, level in enumerate(levels)]
@@ -181,4 +213,5 @@ def test_the_commands_make_the_models_of_the_steps(tmp_path: Path, capsys: Any) 
         asked = ["--documents", str(tmp_path / "good"), "--server", server.url, "--model", "m"]
         assert main(["education", str(tmp_path / "teacher"), *asked, "--limit", "40"]) == 0
     assert "40 scores; correlation" in capsys.readouterr().out
+    assert len((tmp_path / "teacher.scores.jsonl").read_text().splitlines()) == 40
     Education(tmp_path / "teacher")

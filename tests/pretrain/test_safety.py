@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from datatrove.data import Document
@@ -22,9 +23,18 @@ PLANTED = [
     ("de", "IBAN DE89 3704 0044 0532 0130 00 bitte", "IBAN [IBAN] bitte"),
     ("es", "cuenta ES9121000418450200051332.", "cuenta [IBAN]."),
     ("en", "GB29NWBK60161331926819", "[IBAN]"),
+    ("de", "IBAN: de89 3704 0044 0532 0130 00 und mehr", "IBAN: [IBAN] und mehr"),
+    ("en", "fr12 is no account, gb29nwbk60161331926819 is", "fr12 is no account, [IBAN] is"),
     ("en", "card 4111 1111 1111 1111, exp 12/27", "card [CARD], exp 12/27"),
     ("en", "5500-0055-5555-5559 and 378282246310005", "[CARD] and [CARD]"),
     ("en", "from 93.184.216.34 at noon", "from [IP] at noon"),
+    (
+        "en",
+        "my server 8.8.8.8, host 1.1.1.1; server 93.184.216.34",
+        "my server [IP], host [IP]; server [IP]",
+    ),
+    ("de", "Die IP-Adresse ist 8.8.4.4", "Die IP-Adresse ist [IP]"),
+    ("es", "la dirección IP 8.8.8.8", "la dirección IP [IP]"),
     ("en", "host 2606:2800:220:1:248:1893:25c8:1946", "host [IP]"),
 ]
 
@@ -36,6 +46,7 @@ LOOK_ALIKES = [
     ("en", "11.5.1.1. Samba, see 6.3.4.5; a[::2] = [0, -1], 1::2, ffff:ffff:ffff:ffff::"),
     ("en", "@mention, foo@bar, icon@2x.png, a @ b.c, user@localhost"),
     ("en", "card 4111 1111 1111 1112, order 1234567890123456, 3.14159265358979"),
+    ("en", "see 8.8.8.8; a de facto rule, de12 of 11 the words in the text go on and on"),
     ("de", "DE89 3704 0044 0532 0130 01 hat eine falsche Prüfziffer"),
     ("en", "std::vector::push_back 10:30:45 00:1a:2b:3c:4d:5e ::1"),
     ("en", "It had 1234567 of 20000000 rows, 10,000,000 bytes, 2.6.32-5-686 and RFC 2822"),
@@ -104,6 +115,10 @@ MIT = """// Copyright 2020 A. Author. All rights reserved.
 //   obtaining a copy of this software"""
 
 
+def code(text: str, **metadata: Any) -> Document:
+    return Document(text, "a", metadata={"domain": "code", **metadata})
+
+
 @pytest.mark.parametrize(
     ("text", "licence", "reason"),
     [
@@ -122,19 +137,31 @@ MIT = """// Copyright 2020 A. Author. All rights reserved.
     ],
 )
 def test_code_is_kept_by_its_licence(text: str, licence: str | None, reason: str | None) -> None:
-    document = Document(text, "a")
+    document = code(text)
     assert Licence().check(document) == reason
     if licence:
         assert document.metadata["license"] == licence_of(text) == licence
 
 
 def test_what_the_repository_says_comes_first() -> None:
-    document = Document("# SPDX-License-Identifier: MIT", "a", metadata={"license": ["GPL-3.0"]})
+    document = code("# SPDX-License-Identifier: MIT", license=["GPL-3.0"])
     assert Licence().check(document) == "licence_not_allowed"
     assert Licence(["GPL-3.0"]).check(document) is None
-    assert Licence(keep_unknown=True).check(Document("x = 1", "a")) is None
+    assert Licence(keep_unknown=True).check(code("x = 1")) is None
     with pytest.raises(UsageError, match="allow is empty"):
         Licence([])
+
+
+def test_prose_has_no_licence_to_judge() -> None:
+    for metadata in ({}, {"domain": "web"}, {"domain": "web", "license": "GPL-3.0"}):
+        page = Document("The library was opened in 1912. All rights reserved.", "a")
+        page.metadata |= metadata
+        assert Licence().check(page) is None and page.metadata == metadata
+    page.metadata["domain"] = "notebooks"
+    for domains in (["code", "notebooks"], ["*"]):
+        assert Licence(domains=domains).check(page) == "licence_not_allowed"
+    with pytest.raises(UsageError, match="domains is a list"):
+        Licence(domains="code")
 
 
 def test_apache_of_this_repository_is_known() -> None:

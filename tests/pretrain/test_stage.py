@@ -55,7 +55,9 @@ def test_equal_texts_go_but_the_first(tmp_path: Path) -> None:
         "changed": 0,
         "characters_in": 19,
         "characters_kept": 11,
+        "words_kept": 3,
         "dropped": {"duplicate": 2},
+        "dropped_words": {"duplicate": 2},
         "examples": {"duplicate": [" one\n", "one"]},
     }
 

@@ -69,6 +69,9 @@ def test_the_manifest_counts(tmp_path: Path) -> None:
     assert {name: one["kept"] for name, one in counts["by_language"].items()} == {
         "de": 2, "en": 1, "unknown": 1,
     }  # fmt: skip
+    tokens = {name: one["tokens_kept"] for name, one in counts["by_language"].items()}
+    assert tokens == {name: one["tokens"] for name, one in manifest["languages"].items()}
+    assert counts["tokens_kept"] == sum(tokens.values())
     assert counts["characters_in"] == sum(
         one["characters_kept"] for one in counts["by_language"].values()
     )
