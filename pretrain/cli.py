@@ -19,6 +19,7 @@ from pretrain.models.command import add_parser as add_model
 from pretrain.planning.command import add_parser as add_plan
 from pretrain.tokenizer_command import add_parser as add_tokenizer
 from pretrain.training.command import add_parser as add_train
+from pretrain.vision.command import add_parser as add_vision
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -50,6 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     add_plan(commands)
     add_doctor(commands)
     add_train(commands)
+    add_vision(commands)
     return parser
 
 

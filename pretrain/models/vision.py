@@ -8,8 +8,8 @@ Pictures are resized by PIL and numpy alone: transformers' default goes through 
 may be absent. The processor that is saved is read by ``AutoProcessor`` either way.
 
 Training has two stages (Liu et al., arXiv:2304.08485, section 4.2): first the projector alone
-learns to speak the language model's language, then projector and language model together. The tower
-stays as it is in both.
+learns to speak the language model's language, then projector and language model together, and the
+tower with them where that is wanted. ``pretrain/vision`` is that training.
 """
 
 from __future__ import annotations
@@ -20,15 +20,13 @@ from pretrain.errors import UsageError
 from pretrain.models.shape import Shape, VisionShape
 
 if TYPE_CHECKING:
-    from torch import Tensor
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 IMAGE = "<image>"
 # The parts that each stage trains, by the start of their parameters' names.
-STAGES = {
-    1: ("model.multi_modal_projector.", "model.image_newline"),
-    2: ("model.multi_modal_projector.", "model.image_newline", "model.language_model.", "lm_head."),
-}
+_PROJECTOR = ("model.multi_modal_projector.", "model.image_newline")
+STAGES = {1: _PROJECTOR, 2: (*_PROJECTOR, "model.language_model.", "lm_head.")}
+TOWER = "model.vision_tower."
 
 
 def add_image_token(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
@@ -93,16 +91,13 @@ def processor(shape: Shape, tokenizer: PreTrainedTokenizerBase) -> Any:
     )
 
 
-def set_stage(model: PreTrainedModel, stage: int) -> list[Tensor]:
-    """Freeze all but what ``stage`` (1 or 2) trains, and return that for the optimiser."""
+def set_stage(model: PreTrainedModel, stage: int, *, tower: bool = False) -> None:
+    """Freeze all but what ``stage`` (1 or 2) trains, and the ``tower`` where it is wanted."""
     if stage not in STAGES:
         raise UsageError(f"no stage {stage}: 1 trains the projector, 2 the language model with it")
-    trained = []
+    trained = (*STAGES[stage], TOWER) if tower else STAGES[stage]
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name.startswith(STAGES[stage]))
-        if parameter.requires_grad:
-            trained.append(parameter)
-    return trained
+        parameter.requires_grad_(name.startswith(trained))
 
 
 def take_language_model(model: PreTrainedModel, language: PreTrainedModel) -> None:

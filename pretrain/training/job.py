@@ -91,7 +91,7 @@ def run(
     )
     arithmetic.check_memory(needed, arithmetic.free_bytes(device), here if device == "cpu" else 1)
     config.out.mkdir(parents=True, exist_ok=True)
-    with _lock(config.out):
+    with folder_lock(config.out):
         return _Job(config, stream, tokenizer, dtype).train(
             start_model(config, tokenizer), held_out
         )
@@ -350,7 +350,7 @@ def _leaves(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     return found
 
 
-class _lock:
+class folder_lock:
     """One run at a time in a folder; the kernel lets go of it whatever happens."""
 
     def __init__(self, folder: Path) -> None:

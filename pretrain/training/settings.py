@@ -1,4 +1,4 @@
-"""Decides what can be asked of a training run, and reads it: TOML, then ``section.key=value``.
+"""Decides what can be asked of a training run.
 
 Data (``[data]``) are the stream's own settings (``pretrain/data/stream.py``): folders of shards,
 and phases with rows, length, mix and budget. The number of steps is theirs.
@@ -6,16 +6,14 @@ and phases with rows, length, mix and budget. The number of steps is theirs.
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from pretrain.checked_settings import CheckedSettings
+from pretrain.checked_settings import CheckedSettings, read_tree
 from pretrain.data.stream import StreamSettings
-from pretrain.errors import UsageError
 from pretrain.model import ModelSettings
 from pretrain.schedules import Kind
 
@@ -158,34 +156,5 @@ class TrainConfig(CheckedSettings):
 
 
 def read_config(path: str | Path | None, overrides: Sequence[str] = ()) -> TrainConfig:
-    """A TOML file with ``section.key=value`` on top; values are TOML, a bare word is a string.
-
-    Raises UsageError.
-    """
-    tree: dict[str, Any] = {}
-    if path is not None:
-        try:
-            tree = tomllib.loads(Path(path).read_text())
-        except OSError as error:
-            raise UsageError(f"can't read the config {path}: {error.strerror}") from error
-        except tomllib.TOMLDecodeError as error:
-            raise UsageError(f"{path} is not valid TOML: {error}") from error
-    for override in overrides:
-        _set(tree, override)
-    return TrainConfig(**tree)
-
-
-def _set(tree: dict[str, Any], override: str) -> None:
-    name, separator, text = override.partition("=")
-    if not separator or not name.strip():
-        raise UsageError(f"override {override!r} is not of the form section.key=value")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text
-    *sections, key = name.strip().split(".")
-    for section in sections:
-        tree = tree.setdefault(section, {})
-        if not isinstance(tree, dict):
-            raise UsageError(f"{name}: {section} is a value, not a section")
-    tree[key] = value
+    """A TOML file with ``section.key=value`` on top. Raises UsageError."""
+    return TrainConfig(**read_tree(path, overrides))

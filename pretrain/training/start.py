@@ -21,9 +21,12 @@ def model_config(config: TrainConfig, tokenizer: Any) -> Any:
     if not config.model:
         return _new(config, tokenizer).config
     try:
-        return AutoConfig.from_pretrained(config.model)
+        found = AutoConfig.from_pretrained(config.model)
     except (OSError, ValueError) as error:
         raise UsageError(f"model = {config.model!r} can't be loaded: {error}") from error
+    if hasattr(found, "vision_config"):
+        raise UsageError(f"model = {config.model!r} sees: `pretrain vision` trains such models")
+    return found
 
 
 def start_model(config: TrainConfig, tokenizer: Any) -> Any:
