@@ -136,9 +136,9 @@ sys.exit(main(sys.argv[1:]))
 
 
 def as_toml(tree: dict[str, Any]) -> str:
-    """A tree with one level of sections, which stand at its end."""
+    """A tree with one level of sections, which go to its end."""
     lines = []
-    for name, value in tree.items():
+    for name, value in sorted(tree.items(), key=lambda item: isinstance(item[1], dict)):
         if isinstance(value, dict):
             lines += [f"[{name}]", as_toml(value)]
         else:
