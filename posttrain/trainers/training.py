@@ -16,6 +16,7 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -143,9 +144,11 @@ def run(trainer: Trainer, place: Place) -> Any:
 
     Raises KeyboardInterrupt, with where to go on, after a Ctrl-C and a checkpoint.
     """
-    from transformers import PrinterCallback
+    from transformers import PreTrainedModel, PrinterCallback
 
     trainer.remove_callback(PrinterCallback)  # prints dictionaries where there is no terminal
+    if isinstance(trainer.model, PreTrainedModel) and not trainer.is_fsdp_enabled:
+        trainer._load_from_checkpoint = partial(_take_weights, trainer)
     with _interruptible(trainer) as asked:
         result = trainer.train(resume_from_checkpoint=place.checkpoint)
     if asked.is_set() and result.global_step < trainer.state.max_steps:
@@ -154,6 +157,17 @@ def run(trainer: Trainer, place: Place) -> Any:
             f"command with resume goes on from {place.work}"
         )
     return result
+
+
+def _take_weights(trainer: Any, checkpoint: str) -> None:
+    """A checkpoint's weights as ``from_pretrained`` reads them.
+
+    The trainer's own resume looks in the file for the names that tensors have in memory. Those of a
+    mixture's experts are others there: it would warn, and go on with the experts of the start.
+    """
+    model = trainer.model
+    saved = type(model).from_pretrained(checkpoint, dtype=model.dtype)
+    model.load_state_dict(saved.state_dict())
 
 
 def points(trainer: Trainer, *names: str) -> list[dict[str, float]]:

@@ -243,6 +243,34 @@ def test_an_interrupted_training_goes_on_exactly(
     assert not (tmp_path / "out.unfinished").exists()
 
 
+def test_the_experts_of_an_interrupted_training_go_on_too(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their names in a checkpoint's file are not those in memory."""
+    from transformers import AutoTokenizer, Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(base)
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "moe_intermediate_size": 16}
+    heads = {"num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 32}
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "num_hidden_layers": 2}
+    ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    config = Qwen3MoeConfig(vocab_size=len(tokenizer), **sizes, **heads, **experts, **ends)
+    torch.manual_seed(0)
+    mixture = tmp_path / "mixture"
+    Qwen3MoeForCausalLM(config).save_pretrained(mixture)
+    tokenizer.save_pretrained(mixture)
+    whole = sft(mixture, ROWS, tmp_path / "whole", SHORT)
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        interrupt_at(2, patch)
+        with pytest.raises(KeyboardInterrupt, match="stopped after step 2 of 3"):
+            sft(mixture, ROWS, out, SHORT)
+    sft(mixture, ROWS, out, SHORT, resume=True)
+    assert losses_of(out) == losses_of(whole)
+    weights = "model.safetensors"
+    assert (out / weights).read_bytes() == (whole / weights).read_bytes()
+
+
 # what is shown
 
 
