@@ -36,7 +36,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     what.add_argument("--gpu-hours", type=float, help="the budget in GPU hours")
     what.add_argument("--parameters", type=float)
     what.add_argument("--tokens", type=float)
-    what.add_argument("--model", help="config.json of a dense decoder, or its folder")
+    what.add_argument("--model", help="config.json of a decoder, or its folder")
     what.add_argument("--inference-tokens", type=float, help="expected over the model's life")
     what.add_argument("--runs", help="JSONL of your own runs: parameters, tokens, loss")
     what.add_argument(

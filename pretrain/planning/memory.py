@@ -12,6 +12,11 @@ parallelism. ``selective`` recomputes the attention's scores, as every fused att
 ``full`` keeps a layer's input alone. The first pipeline stage holds as many micro-batches as there
 are stages (one forward, one backward), so its layers' activations are those of the whole model.
 
+A mixture of experts holds all of them and computes with those of a token: copies of the token for
+each, what their MLPs keep, their outputs, and the router's probabilities. Its experts and routers
+are divided by pipeline stages and ZeRO alone: no rank has experts of its own, and tensor ranks
+leave them whole.
+
 Left out: buffers of communication, fragmentation, the framework itself. Allow 10 to 20 % for them.
 """
 
@@ -27,11 +32,14 @@ from pretrain.errors import UsageError
 Recompute = Literal["none", "selective", "full"]
 HALF, FULL = 2, 4  # bytes
 ADAM = 12  # bytes per parameter: float32 weights and two moments
+# Kind of mixture, as a config names it -> where the width of an expert stands.
+_EXPERT_WIDTH = {"qwen3_moe": "moe_intermediate_size", "mixtral": "intermediate_size"}
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """Of a dense decoder. ``gated`` is a SwiGLU MLP with three matrices, otherwise two."""
+    """Of a decoder. ``gated`` is a SwiGLU MLP with three matrices, otherwise two; ``mlp`` is the
+    width of the MLP or, where there are experts, of one of them."""
 
     layers: int
     hidden: int
@@ -43,23 +51,59 @@ class Shape:
     tied: bool = False
     gated: bool = True
     dropout: bool = False
+    head_norms: bool = False  # gains for queries and keys, as in Qwen3
+    experts: int = 0  # of a layer; 0: dense
+    experts_per_token: int = 0
+
+    @property
+    def _mlp_parameters(self) -> int:
+        return (3 if self.gated else 2) * self.hidden * self.mlp
+
+    @property
+    def _shared_parameters(self) -> int:
+        """Of one layer, without MLP or experts: attention and gains."""
+        attention = 2 * self.hidden * self.head_dim * (self.heads + self.kv_heads)
+        return attention + 2 * self.hidden + (2 * self.head_dim if self.head_norms else 0)
+
+    @property
+    def expert_parameters(self) -> int:
+        """Of one layer: its experts and their router; 0 of a dense one."""
+        return self.experts * (self._mlp_parameters + self.hidden)
 
     @property
     def layer_parameters(self) -> int:
-        """Of one layer: attention, MLP and two gains."""
-        attention = 2 * self.hidden * self.head_dim * (self.heads + self.kv_heads)
-        return attention + (3 if self.gated else 2) * self.hidden * self.mlp + 2 * self.hidden
+        """Of one layer."""
+        return self._shared_parameters + (self.expert_parameters or self._mlp_parameters)
+
+    @property
+    def active_layer_parameters(self) -> int:
+        """Of one layer, those that a token meets."""
+        router = self.experts * self.hidden
+        return (
+            self._shared_parameters + router + (self.experts_per_token or 1) * self._mlp_parameters
+        )
 
     @property
     def parameters(self) -> int:
-        """All of them; biases and the norms of queries and keys are left out."""
-        embeddings = self.vocabulary * self.hidden * (1 if self.tied else 2)
-        return self.layers * self.layer_parameters + embeddings + self.hidden
+        """All of them; biases are left out."""
+        return self.layers * self.layer_parameters + self._outside
+
+    @property
+    def active_parameters(self) -> int:
+        """Those that a token meets: all of a dense model."""
+        return self.layers * self.active_layer_parameters + self._outside
+
+    @property
+    def _outside(self) -> int:
+        """Of no layer: embeddings and the last norm."""
+        return self.vocabulary * self.hidden * (1 if self.tied else 2) + self.hidden
 
     def flops_per_token(self, row_tokens: int) -> float:
         """6 N + 12 layers heads head_dim row_tokens: with the attention's own products, unmasked
-        (Chowdhery et al. 2022, appendix B). What MFU is measured against."""
-        return 6.0 * self.parameters + 12.0 * self.layers * self.heads * self.head_dim * row_tokens
+        (Chowdhery et al. 2022, appendix B), N those that a token meets. What MFU is measured
+        against."""
+        attention = 12.0 * self.layers * self.heads * self.head_dim * row_tokens
+        return 6.0 * self.active_parameters + attention
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,19 +208,24 @@ def layer_activations(
     inputs = 4 * HALF * shape.hidden  # two norms, the attention, the MLP
     masks = 2 * shape.hidden if shape.dropout else 0  # a byte each
     heads = HALF * shape.head_dim * (2 * shape.heads + 2 * shape.kv_heads)  # Q, output; K, V
-    mlp = HALF * shape.mlp * (4 if shape.gated else 2)
+    mlp, experts = HALF * shape.mlp * (4 if shape.gated else 2), 0
+    if shape.experts:
+        each = mlp + 2 * HALF * shape.hidden  # with the token's copy and the output
+        mlp, experts = 0, shape.experts_per_token * each + FULL * shape.experts
     scores = 0.0
     if recompute == "none":  # the softmax's output; with dropout its mask and result as well
         scores = shape.heads * row_tokens * (5 if shape.dropout else 2)
-    return tokens * ((inputs + masks) / along + (heads + mlp + scores) / tensor)
+    return tokens * ((inputs + masks) / along + (heads + mlp + scores) / tensor + experts)
 
 
 def _rank_parameters(shape: Shape, layout: Layout) -> float:
     """Of the stage with most: its layers and, first and last, an embedding matrix."""
-    layers = _stage_layers(shape, layout) * shape.layer_parameters
+    layers = _stage_layers(shape, layout)
     embedding = shape.vocabulary * shape.hidden
     both = layout.pipeline == 1 and not shape.tied
-    return (layers + embedding * (2 if both else 1) + shape.hidden) / layout.tensor
+    outside = embedding * (2 if both else 1) + shape.hidden
+    experts = layers * shape.expert_parameters
+    return experts + (layers * shape.layer_parameters - experts + outside) / layout.tensor
 
 
 def _stage_layers(shape: Shape, layout: Layout) -> int:
@@ -201,7 +250,10 @@ def _check(shape: Shape, layout: Layout, row_tokens: int, rows: int, recompute: 
 
 
 def read_shape(path: str | Path) -> Shape:
-    """The shape in a Hugging Face ``config.json``, or in the folder that holds one."""
+    """The shape in a Hugging Face ``config.json``, or in the folder that holds one.
+
+    Raises UsageError for a file that is none, and for experts that are not counted here.
+    """
     file = Path(path) / "config.json" if Path(path).is_dir() else Path(path)
     try:
         config: dict[str, Any] = json.loads(file.read_text())
@@ -215,9 +267,28 @@ def read_shape(path: str | Path) -> Shape:
             heads=heads,
             kv_heads=config.get("num_key_value_heads") or heads,
             head_dim=config.get("head_dim") or hidden // heads,
-            mlp=config["intermediate_size"],
             vocabulary=config["vocab_size"],
             tied=config.get("tie_word_embeddings", False),
+            head_norms=str(config.get("model_type")).startswith("qwen3"),
+            **_mlp_sizes(config, file),
         )
     except KeyError as error:
-        raise UsageError(f"{file} has no {error}: a dense decoder's config is needed") from error
+        raise UsageError(f"{file} has no {error}: a decoder's config is needed") from error
+
+
+def _mlp_sizes(config: dict[str, Any], file: Path) -> dict[str, Any]:
+    """Of the MLP, or of experts; a mixture that is counted wrongly is refused."""
+    kind = config.get("model_type")
+    signs = [name for name in config if "expert" in name and config[name]]
+    if kind not in _EXPERT_WIDTH:
+        if signs:
+            raise UsageError(
+                f"{file} is a mixture of experts of the kind {kind} ({signs[0]}): only "
+                f"{' and '.join(_EXPERT_WIDTH)} are planned"
+            )
+        return {"mlp": config["intermediate_size"]}
+    if config.get("mlp_only_layers") or config.get("decoder_sparse_step", 1) != 1:
+        raise UsageError(f"{file} has layers without experts among others: that is not planned")
+    experts = config.get("num_experts") or config["num_local_experts"]
+    width = config[_EXPERT_WIDTH[kind]]
+    return {"mlp": width, "experts": experts, "experts_per_token": config["num_experts_per_tok"]}

@@ -58,7 +58,7 @@ def make_plan(options: argparse.Namespace) -> dict[str, Any]:
 def _parameters(options: argparse.Namespace, shape: Shape | None) -> float | None:
     if shape and options.parameters:
         raise UsageError("--parameters and --model both say how large the model is: give one")
-    return float(shape.parameters) if shape else options.parameters
+    return float(shape.active_parameters) if shape else options.parameters
 
 
 def _site(options: argparse.Namespace) -> Site:
@@ -176,7 +176,7 @@ def _rates(runs: list[Run], plan: Mapping[str, Any]) -> dict[str, Any]:
 def _published_rates(by_law: Mapping[str, Any], shape: Shape | None) -> dict[str, Any]:
     """Of the given size, or of the best; without the embeddings where these are known."""
     point = by_law.get("given", by_law["optimum"])
-    parameters = shape.layers * shape.layer_parameters if shape else point["parameters"]
+    parameters = shape.layers * shape.active_layer_parameters if shape else point["parameters"]
     return {name: asdict(law(parameters, point["tokens"])) for name, law in PUBLISHED.items()}
 
 
@@ -203,4 +203,5 @@ def _memory(options: argparse.Namespace, shape: Shape) -> dict[str, Any]:
         rows=options.rows,
         recompute=options.recompute,
     )
-    return {"parameters": shape.parameters, **asdict(size), "total": size.total}
+    sizes = {"parameters": shape.parameters, "active_parameters": shape.active_parameters}
+    return {**sizes, **asdict(size), "total": size.total}

@@ -128,8 +128,11 @@ def _rates(told: Mapping[str, Any]) -> list[Line]:
 def _memory(memory: Mapping[str, float]) -> list[Line]:
     parts = ("weights", "gradients", "optimiser", "activations", "logits")
     each = ", ".join(f"{part} {memory[part] / 2**30:.2f}" for part in parts)
+    model = f"{short(memory['parameters'])} parameters"
+    if memory["active_parameters"] < memory["parameters"]:
+        model += f", {short(memory['active_parameters'])} for a token"
     return [
-        ("model", f"{short(memory['parameters'])} parameters"),
+        ("model", model),
         ("memory of a rank", f"{memory['total'] / 2**30:.2f} GiB"),
         ("", each),
     ]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pretrain.errors import UsageError
+from pretrain.models import build, shape_for
 from pretrain.planning.cost import Site, cost, flops_for, mfu
 from pretrain.planning.memory import (
     Layout,
@@ -120,6 +122,70 @@ def test_layouts_that_cannot_be(make: object, message: str) -> None:
         make()  # type: ignore[operator]
 
 
+@pytest.mark.parametrize("architecture", ["qwen3", "llama", "qwen3_moe", "mixtral"])
+def test_parameters_of_a_model_are_those_that_transformers_builds(
+    architecture: str, tmp_path: Path
+) -> None:
+    model = build(shape_for("2M", architecture=architecture, vocab_size=256))
+    model.config.save_pretrained(tmp_path)
+    shape = read_shape(tmp_path)
+    sizes = {name: weight.numel() for name, weight in model.named_parameters()}
+    assert shape.parameters == sum(sizes.values())
+    idle = sum(n for name, n in sizes.items() if ".experts." in name)
+    chosen, experts = shape.experts_per_token, shape.experts
+    if experts:
+        assert shape.active_parameters == shape.parameters - idle * (experts - chosen) // experts
+        assert shape.active_parameters < 0.5 * shape.parameters
+    per_token = 6 * shape.active_parameters + 12 * shape.layers * shape.heads * shape.head_dim * 64
+    assert shape.flops_per_token(64) == per_token
+
+
+def test_published_mixtures(tmp_path: Path) -> None:
+    """Jiang et al. (2024): 47 B parameters, 13 B active. Qwen3-30B-A3B: 30.5 B and 3.3 B."""
+    mixtral = Shape(32, 4096, 32, 8, 128, 14336, 32000, experts=8, experts_per_token=2)
+    assert (mixtral.parameters, mixtral.active_parameters) == (46_702_792_704, 12_879_925_248)
+    qwen = Shape(
+        48, 2048, 32, 4, 128, 768, 151936, head_norms=True, experts=128, experts_per_token=8
+    )
+    assert (qwen.parameters / 1e9, qwen.active_parameters / 1e9) == (
+        pytest.approx(30.5, abs=0.05),
+        pytest.approx(3.35, abs=0.05),
+    )
+
+
+def test_a_mixture_is_held_whole_and_divided_by_zero_and_stages_alone() -> None:
+    shape = Shape(4, 64, 4, 4, 16, 32, 512, experts=8, experts_per_token=2)
+    experts = 4 * 8 * (3 * 64 * 32 + 64)
+    rest = shape.parameters - experts
+    of_two = rank_memory(shape, Layout(2, tensor=2), row_tokens=8)
+    assert of_two.optimiser == 12 * (experts + rest / 2)
+    assert rank_memory(shape, Layout(2, zero=1), row_tokens=8).optimiser == 6 * shape.parameters
+    dense = Shape(4, 64, 4, 4, 16, 32, 512)
+    more = layer_activations(shape, Layout(), row_tokens=1) - layer_activations(
+        dense, Layout(), row_tokens=1
+    )
+    # By hand: one MLP of 4 x 32 more, two copies and two outputs of 64; 8 float32 probabilities.
+    assert more == 2 * (4 * 32 + 2 * 2 * 64) + 4 * 8
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"model_type": "deepseek_v3", "n_routed_experts": 64}, "kind deepseek_v3"),
+        ({"model_type": "qwen3_moe", "mlp_only_layers": [0]}, "layers without experts"),
+        ({"model_type": "qwen3_moe", "decoder_sparse_step": 2}, "layers without experts"),
+        ({"model_type": "mixtral"}, "has no 'num_local_experts'"),
+    ],
+)
+def test_a_mixture_that_would_be_counted_wrongly(
+    more: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    config = dict(num_hidden_layers=2, hidden_size=256, num_attention_heads=4, vocab_size=512)
+    (tmp_path / "config.json").write_text(json.dumps(config | {"intermediate_size": 768} | more))
+    with pytest.raises(UsageError, match=message):
+        read_shape(tmp_path)
+
+
 def test_a_shape_is_read_from_a_checkpoint_folder(tmp_path: Path) -> None:
     config = {
         "num_hidden_layers": 32,
@@ -182,15 +248,19 @@ def test_sites_that_cannot_be() -> None:
             Site(**wrong)
 
 
-@pytest.mark.parametrize(("layers_kept", "more"), [("selective", 1.25), ("full", 1.0)])
-def test_what_a_real_layer_keeps(layers_kept: Recompute, more: float) -> None:
-    """Bytes that autograd saves for one layer more of transformers' Llama. Its norms compute in
-    float32 and its rotary positions copy, which the formula leaves out: up to a quarter more."""
+@pytest.mark.parametrize(
+    ("kind", "layers_kept", "more"),
+    [("llama", "selective", 1.25), ("llama", "full", 1.0), ("mixtral", "selective", 1.25)],
+)
+def test_what_a_real_layer_keeps(kind: str, layers_kept: Recompute, more: float) -> None:
+    """Bytes that autograd saves for one layer more of transformers' models. Their norms compute in
+    float32 and rotary positions copy, which the formula leaves out: up to a quarter more."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     def kept(layers: int) -> int:
-        config = LlamaConfig(
+        config = AutoConfig.for_model(
+            kind,
             hidden_size=256,
             intermediate_size=896,
             num_hidden_layers=layers,
@@ -199,7 +269,7 @@ def test_what_a_real_layer_keeps(layers_kept: Recompute, more: float) -> None:
             num_key_value_heads=2,
             attn_implementation="sdpa",
         )
-        model = LlamaForCausalLM(config).to(torch.bfloat16).train()
+        model = AutoModelForCausalLM.from_config(config).to(torch.bfloat16).train()
         if layers_kept == "full":
             model.gradient_checkpointing_enable()
         weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
@@ -217,6 +287,7 @@ def test_what_a_real_layer_keeps(layers_kept: Recompute, more: float) -> None:
         del loss  # kept alive until here: a freed storage's address may be used again
         return sum(saved.values())
 
-    shape = Shape(1, 256, 4, 2, 64, 896, 512)
+    mixture = {"experts": 8, "experts_per_token": 2} if kind == "mixtral" else {}
+    shape = Shape(1, 256, 4, 2, 64, 896, 512, **mixture)
     counted = layer_activations(shape, Layout(), row_tokens=512, rows=2, recompute=layers_kept)
     assert counted <= (kept(4) - kept(2)) / 2 <= more * counted
