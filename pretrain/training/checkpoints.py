@@ -7,7 +7,8 @@
 All ranks write into ``step-00000500.tmp``; a thread of rank 0 waits for their marks, writes
 ``checkpoint.json`` and renames. So a folder under its name is whole, and nothing of it waits for
 the disk but the next save. A checkpoint with a file that is not as it was written is set aside as
-``step-00000500.damaged``, and the one before is taken. Several machines need a shared file system.
+``step-00000500.damaged``, and the one before is taken. Of a save that fails, as on a full disk,
+nothing stays, and the run stops at the next. Several machines need a shared file system.
 """
 
 from __future__ import annotations
@@ -23,7 +24,13 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.errors import RunError, UsageError
-from pretrain.training.rank_files import digest_of, sync_folder, write_rank, write_whole
+from pretrain.training.rank_files import (
+    digest_of,
+    failure,
+    sync_folder,
+    write_rank,
+    write_whole,
+)
 
 MANIFEST, ENGINE = "checkpoint.json", "engine"
 _DEADLINE_S = 1800.0
@@ -151,21 +158,28 @@ class Checkpoints:
                 if not self.keep_every or step_of(old) % self.keep_every:
                     _remove(old)
         except (OSError, RunError) as error:
-            self._error = f"checkpoint {step} could not be written: {error}"
+            why = error if isinstance(error, RunError) else failure(error, self.folder)
+            self._error = f"checkpoint {step} could not be written: {why}"
+            shutil.rmtree(aside, ignore_errors=True)
 
     def _all_marks(self, aside: Path) -> dict[str, Any]:
+        """Raises RunError when all have ended and some have failed: nobody writes here then."""
         deadline = time.monotonic() + _DEADLINE_S
         found: dict[str, Any] = {}
+        failed: list[str] = []
         for rank in range(self.ranks):
             mark, error = aside / f"rank-{rank}.json", aside / f"rank-{rank}.error"
-            while not mark.exists():
-                if error.exists():
-                    raise RunError(f"rank {rank}: {error.read_text()}")
+            while not (mark.exists() or error.exists()):
                 if time.monotonic() > deadline:
                     raise RunError(f"rank {rank} did not write within {_DEADLINE_S:g} s")
                 time.sleep(_POLL_S)
-            found |= json.loads(mark.read_text())
-            mark.unlink()
+            if error.exists():
+                failed.append(f"rank {rank}: {error.read_text()}")
+            else:
+                found |= json.loads(mark.read_text())
+                mark.unlink()
+        if failed:
+            raise RunError("; ".join(failed))
         return found
 
 

@@ -2,23 +2,25 @@
 
 DeepSpeed assembles its checkpoint as always, but where it would write a file, the tensors are
 copied into the host's memory. That is all a save waits for. One thread writes, hashes and fsyncs
-the copies, and then ``rank-N.json`` (size and SHA-256 of each file), or ``rank-N.error``. One copy
-at a time: the next save waits for the last.
+the copies, and then ``rank-N.json`` (size and SHA-256 of each file), or removes what it wrote and
+leaves ``rank-N.error``. One copy at a time: the next save waits for the last.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 Digest = dict[str, Any]  # {"bytes": int, "sha256": str}
 
@@ -57,12 +59,29 @@ def write_rank(folder: Path, rank: int, held: Mapping[Path, Any]) -> None:
         digests = {}
         for path, tree in held.items():
             path.parent.mkdir(parents=True, exist_ok=True)
-            torch.save(tree, path)
+            with path.open("wb") as file:  # given a name, torch would hide what failed
+                torch.save(tree, file)
             digests[str(path.relative_to(folder))] = digest_of(path, sync=True)
         write_whole(folder / f"rank-{rank}.json", json.dumps(digests).encode())
     except Exception as error:  # noqa: BLE001  a boundary: this thread's caller reads the marks
+        size = sum(leaf.nbytes for leaf in tree_leaves(dict(held)) if isinstance(leaf, Tensor))
+        why = f"{failure(error, folder.parent)}, {size / 2**20:,.1f} MiB to write"
         with contextlib.suppress(OSError):
-            (folder / f"rank-{rank}.error").write_text(f"{type(error).__name__}: {error}")
+            for path in held:  # first of all: on a full disk there is no room for the reason
+                path.unlink(missing_ok=True)
+            write_whole(folder / f"rank-{rank}.error", why.encode())
+
+
+def failure(error: BaseException, folder: Path) -> str:
+    """Why something was not written into ``folder``, for a person."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, OSError):
+        cause = cause.__context__  # torch raises its own on the way
+    if cause is None:
+        return f"{type(error).__name__}: {error}"
+    full = cause.errno in (errno.ENOSPC, errno.EDQUOT)
+    what = "the disk is full" if full else str(cause.strerror or cause)
+    return f"{what} ({shutil.disk_usage(folder).free / 2**20:,.1f} MiB free in {folder})"
 
 
 def digest_of(path: Path, *, sync: bool = False) -> Digest:

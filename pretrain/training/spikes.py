@@ -7,8 +7,8 @@ window is there, and a deviation below half a percent of the median counts as th
 
 A spike's update is skipped. ``repeats`` of them in a row mean that the weights, not the data, are
 wrong: the run goes back to a checkpoint before the first of them, at a lower rate, and passes those
-steps over (PaLM, arXiv:2204.02311, section 5.1, skips batches around a spike). At the third time of
-going back the run stops. A loss or gradient norm that is not finite counts as a spike.
+steps over (PaLM, arXiv:2204.02311, section 5.1, skips batches around a spike). It does so three
+times; at the fourth the run stops. A loss or gradient norm that is not finite counts as a spike.
 
 Everything here is a function of the losses, which a checkpoint holds; so a resumed run decides as
 the uninterrupted one.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from pretrain.data.shards import Shards
 from pretrain.training.job import train_model
 from tests.pretrain.token_corpus import make_shards
 
+WEIGHTS = "model.safetensors"
 SHAPE = {"hidden_size": 32, "layers": 2, "mlp_size": 64, "heads": 2, "kv_heads": 2, "head_dim": 32}
 
 
@@ -49,3 +51,25 @@ def steps_of(out: Path) -> list[dict[str, Any]]:
     """The records of steps, in the file's order."""
     lines = (out / "metrics.jsonl").read_text().splitlines()
     return [record for line in lines if "grad_norm" in (record := json.loads(line))]
+
+
+def as_command(tree: dict[str, Any], folder: Path) -> list[str]:
+    """A file with the data, and everything else as overrides."""
+    (folder / "config.toml").write_text(
+        f"[data]\nshards = {json.dumps(tree['data']['shards'])}\n[[data.phases]]\n"
+        + "\n".join(f"{name} = {value}" for name, value in tree["data"]["phases"][0].items())
+    )
+    said = [str(folder / "config.toml")]
+    for section, values in tree.items():
+        if section == "data":
+            continue
+        pairs = values.items() if isinstance(values, dict) else [("", values)]
+        said += [f"{section}.{k}={json.dumps(v)}".replace(".=", "=") for k, v in pairs]
+    return said
+
+
+def wait_for_steps(out: Path, n: int, deadline_s: float = 60.0) -> None:
+    until = time.monotonic() + deadline_s
+    while not (out / "metrics.jsonl").exists() or len(steps_of(out)) < n:
+        assert time.monotonic() < until, f"{out} did not get to step {n}"
+        time.sleep(0.005)

@@ -11,12 +11,7 @@ import torch
 from pretrain.data.shards import Shards
 from pretrain.models import Shape, build
 from pretrain.training import loop
-from tests.pretrain.training.small_run import corpus, steps_of, trained
-
-
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Shards:
-    return corpus(tmp_path_factory.mktemp("corpus"))
+from tests.pretrain.training.small_run import steps_of, trained
 
 
 def mixture(shards: Shards, out: Path, weight: float) -> Path:

@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -24,23 +23,14 @@ from pretrain.training import job
 from pretrain.training.checkpoints import step_of, written
 from pretrain.training.loss import Head
 from pretrain.training.settings import TrainConfig
-from tests.pretrain.training.small_run import config, corpus, steps_of, trained
-
-WEIGHTS = "model.safetensors"
-
-
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Shards:
-    return corpus(tmp_path_factory.mktemp("corpus"))
-
-
-@pytest.fixture(scope="module")
-def whole(shards: Shards, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that nothing disturbs."""
-    out = tmp_path_factory.mktemp("whole") / "run"
-    held_out = {"report__held_out": [str(shards.folder)], "report__evaluate_tokens": 600}
-    trained(shards, out, report__prompts=["en 0"], report__sample_tokens=4, **held_out)
-    return out
+from tests.pretrain.training.small_run import (
+    WEIGHTS,
+    as_command,
+    config,
+    steps_of,
+    trained,
+    wait_for_steps,
+)
 
 
 def test_it_learns_and_says_so(whole: Path) -> None:
@@ -156,28 +146,6 @@ def start(tree: dict[str, Any], folder: Path) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "pretrain.cli", "train", *as_command(tree, folder)]
     with (folder / "log").open("ab") as log:
         return subprocess.Popen(command, stdout=log, stderr=log)
-
-
-def as_command(tree: dict[str, Any], folder: Path) -> list[str]:
-    """A file with the data, and everything else as overrides."""
-    (folder / "config.toml").write_text(
-        f"[data]\nshards = {json.dumps(tree['data']['shards'])}\n[[data.phases]]\n"
-        + "\n".join(f"{name} = {value}" for name, value in tree["data"]["phases"][0].items())
-    )
-    said = [str(folder / "config.toml")]
-    for section, values in tree.items():
-        if section == "data":
-            continue
-        pairs = values.items() if isinstance(values, dict) else [("", values)]
-        said += [f"{section}.{k}={json.dumps(v)}".replace(".=", "=") for k, v in pairs]
-    return said
-
-
-def wait_for_steps(out: Path, n: int, deadline_s: float = 60.0) -> None:
-    until = time.monotonic() + deadline_s
-    while not (out / "metrics.jsonl").exists() or len(steps_of(out)) < n:
-        assert time.monotonic() < until, f"{out} did not get to step {n}"
-        time.sleep(0.005)
 
 
 def test_killed_or_interrupted_anywhere_it_resumes_bit_for_bit(
