@@ -7,7 +7,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from pretrain.data.shards import Shards
+from pretrain.models import Shape, build
 from pretrain.training.job import train_model
 from tests.pretrain.token_corpus import make_shards
 
@@ -45,6 +48,30 @@ def config(shards: Shards, out: Path, *, steps: int = 12, **changes: Any) -> dic
 
 def trained(shards: Shards, out: Path, **changes: Any) -> Path:
     return train_model(config(shards, out, **changes))
+
+
+def mixture(shards: Shards, out: Path, weight: float) -> Path:
+    """A checkpoint whose routers send nearly everything to the first two of eight experts."""
+    from transformers import AutoTokenizer
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(shards.folder / "tokenizer")
+    shape = Shape(
+        *("qwen3_moe", len(tokenizer), 32, 2, 2, 2, 32, 64),
+        max_length=64,
+        experts=8,
+        experts_per_token=2,
+        expert_ffn=16,
+        balance_weight=weight,
+    )
+    model: Any = build(shape, tokenizer)
+    with torch.no_grad():
+        model.model.embed_tokens.weight += 1.0  # what all tokens have in common
+        for layer in model.model.layers:
+            layer.mlp.gate.weight[:2] += 0.05
+            layer.mlp.gate.weight[2:] -= 0.05
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    return out
 
 
 def steps_of(out: Path) -> list[dict[str, Any]]:

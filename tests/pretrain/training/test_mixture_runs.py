@@ -9,33 +9,8 @@ import pytest
 import torch
 
 from pretrain.data.shards import Shards
-from pretrain.models import Shape, build
 from pretrain.training import loop
-from tests.pretrain.training.small_run import steps_of, trained
-
-
-def mixture(shards: Shards, out: Path, weight: float) -> Path:
-    """A checkpoint whose routers send nearly everything to the first two of eight experts."""
-    from transformers import AutoTokenizer
-
-    tokenizer: Any = AutoTokenizer.from_pretrained(shards.folder / "tokenizer")
-    shape = Shape(
-        *("qwen3_moe", len(tokenizer), 32, 2, 2, 2, 32, 64),
-        max_length=64,
-        experts=8,
-        experts_per_token=2,
-        expert_ffn=16,
-        balance_weight=weight,
-    )
-    model: Any = build(shape, tokenizer)
-    with torch.no_grad():
-        model.model.embed_tokens.weight += 1.0  # what all tokens have in common
-        for layer in model.model.layers:
-            layer.mlp.gate.weight[:2] += 0.05
-            layer.mlp.gate.weight[2:] -= 0.05
-    model.save_pretrained(out)
-    tokenizer.save_pretrained(out)
-    return out
+from tests.pretrain.training.small_run import mixture, steps_of, trained
 
 
 def used(records: list[dict[str, Any]], layer: int) -> int:

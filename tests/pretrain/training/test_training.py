@@ -348,37 +348,3 @@ def test_data_of_another_tokenizer_are_refused(whole: Path, shards: Shards, tmp_
         trained(shards, tmp_path / "run", model=str(base), shape={})
     assert not (tmp_path / "run").exists()
     trained(shards, tmp_path / "run", model=str(whole / "final"), shape={}, steps=1)
-
-
-# several ranks
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "parallel", ["zero_stage=2", "zero_stage=3", "sequence=2", "tensor=2", "pipeline=2"]
-)
-def test_two_ranks_do_what_one_does(
-    whole: Path, shards: Shards, tmp_path: Path, parallel: str
-) -> None:
-    """And resumed, what two do, bit for bit."""
-    out = tmp_path / "run"
-    name, _, value = parallel.partition("=")
-    tree = config(shards, out, **{f"parallel__{name}": int(value)})
-    tree["report"] |= {"held_out": [str(shards.folder)], "evaluate_tokens": 600}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
-    command += ["2", "-m", "pretrain.cli", "train", *as_command(tree, tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    ours, others = ([r["loss"] for r in steps_of(path)] for path in (whole, out))
-    assert ours == pytest.approx(others, rel=1e-3)
-    scores = [
-        {r["held_out"]: r["bits_per_byte"] for r in map(json.loads, lines) if "held_out" in r}
-        for lines in ((path / "metrics.jsonl").read_text().splitlines() for path in (whole, out))
-    ]
-    assert scores[0] == pytest.approx(scores[1], rel=1e-3)
-    first = (out / "final" / WEIGHTS).read_bytes()
-    newest = written(out / "checkpoints")[-1]
-    (newest / "checkpoint.json").write_text("{")  # so that it goes on from step 8
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert (out / "final" / WEIGHTS).read_bytes() == first
