@@ -1,13 +1,15 @@
 """Training speed against transformers' Trainer: same model, rows, optimiser and precision.
 
     python scripts/bench/pretraining.py [--rounds 3] [--steps 10] [--dtype float32] [--threads 1]
+        [--plain]
 
-In each round Trainer, ours, and ours with ``compile = true`` train the same fresh model on the same
-batches, one after the other, each in a process of its own: where a process group exists, as ours
-has one, Trainer would train through DDP. The first two steps of each are not timed, and are
-told apart: compiling is in them. Wall time is what a user waits for; CPU time, of a process and its
-children, is what can be compared while other work runs on the machine. Ratios are those of the
-rounds (each side's median step), and of them the median.
+In each round Trainer and ours, each as it is and compiled (``torch_compile=True``, ``compile =
+true``), train the same fresh model on the same batches, one after the other, each in a process of
+its own: where a process group exists, as ours has one, Trainer would train through DDP.
+``--plain`` leaves the compiled ones out. The first two steps of each are not timed, and are told
+apart: compiling is in them. Wall time is what a user waits for; CPU time, of a process and its
+children, is what can be compared while other work runs on the machine. Ratios are of like with
+like, those of the rounds (each side's median step), and of them the median.
 
 In float32 the losses must agree to ``CLOSE``, or the script fails. bfloat16 is not the same on both
 sides: Trainer casts float32 weights in each forward pass (autocast), the engine keeps bfloat16
@@ -157,7 +159,7 @@ class _InOrder(Trainer):
         return loss
 
 
-def trainer(stream: Fixed, dtype: torch.dtype) -> Clock:
+def trainer(stream: Fixed, dtype: torch.dtype, *, compiled: bool) -> Clock:
     data = [{"input_ids": row, "labels": row} for row in stream.ids]
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
@@ -171,6 +173,7 @@ def trainer(stream: Fixed, dtype: torch.dtype) -> Clock:
             weight_decay=0.1,
             optim="adamw_torch_fused",
             bf16=dtype is torch.bfloat16,
+            torch_compile=compiled,
             use_cpu=not torch.cuda.is_available(),
             save_strategy="no",
             report_to=[],
@@ -193,31 +196,38 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--plain", action="store_true", help="nothing compiled")
     options = parser.parse_args()
-    stream, dtype = (
-        Fixed(options.rows, options.length, options.steps),
-        getattr(torch, options.dtype),
-    )
-    sides: dict[str, Callable[[Fixed, torch.dtype], Clock]] = {
-        "Trainer": trainer,
-        "pretrain": partial(ours, compiled=False),
-        "compiled": partial(ours, compiled=True),
-    }
+    dtype = getattr(torch, options.dtype)
+    stream = Fixed(options.rows, options.length, options.steps)
+    sides: dict[str, Callable[[Fixed, torch.dtype], Clock]] = {}
+    for kind in ("",) if options.plain else ("", ", compiled"):
+        for name, side in (("Trainer", trainer), ("pretrain", ours)):
+            sides[name + kind] = partial(side, compiled=bool(kind))
     clocks: dict[str, list[Clock]] = {name: [] for name in sides}
     for _ in range(options.rounds):
-        for name, side in sides.items():
-            clocks[name].append(apart_from_others(side, stream, dtype, options.threads))
+        for name, one in sides.items():
+            clocks[name].append(apart_from_others(one, stream, dtype, options.threads))
             print(f"{name}: {told(clocks[name][-1], options.rows * options.length)}", flush=True)
     print("\n".join(losses(clocks)))
-    for kind, index in (("wall", 0), ("CPU", 1)):
-        for name in ("pretrain", "compiled"):
-            pairs = zip(clocks["Trainer"], clocks[name], strict=True)
-            ratios = [theirs.step(index) / own.step(index) for theirs, own in pairs]
-            print(f"{options.dtype}, {kind} time, {name}: {statistics.median(ratios):.2f} times")
-    worst = max(apart(clocks["Trainer"][0], clocks[name][0]) for name in ("pretrain", "compiled"))
+    for name in sides:
+        if name.startswith("pretrain"):
+            print("\n".join(ratios(clocks, name, options.dtype)))
+    worst = max(apart(clocks["Trainer"][0], each[0]) for each in clocks.values())
     print(f"largest relative difference of a loss: {worst:.1e}")
     if dtype is torch.float32 and worst > CLOSE:
         sys.exit(f"in float32 at most {CLOSE} is rounding")
+
+
+def ratios(clocks: dict[str, list[Clock]], name: str, dtype: str) -> list[str]:
+    """Of our side ``name`` over Trainer, compiled or not as ours is."""
+    peer = name.replace("pretrain", "Trainer")
+    lines = []
+    for kind, index in (("wall", 0), ("CPU", 1)):
+        pairs = zip(clocks[peer], clocks[name], strict=True)
+        found = statistics.median(theirs.step(index) / own.step(index) for theirs, own in pairs)
+        lines.append(f"{dtype}, {kind} time, {name} over {peer}: {found:.2f} times")
+    return lines
 
 
 def apart_from_others(

@@ -1,4 +1,4 @@
-"""Mixtures: loss and alarm by hand, and a small model that is nothing without its experts."""
+"""Mixtures: loss and alarm by hand. Training them: tests/pretrain/training/test_mixture_runs.py."""
 
 from __future__ import annotations
 
@@ -8,14 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from pretrain.models import (
-    Shape,
-    build,
-    collapsed,
-    expert_load,
-    load_balancing_loss,
-    load_line,
-)
+from pretrain.models import collapsed, expert_load, load_balancing_loss, load_line
 
 
 def outputs(*layers: list[list[float]]) -> Any:
@@ -82,77 +75,3 @@ def test_a_router_that_narrows_raises_the_alarm_of_its_layer() -> None:
     assert "chooses few experts" in str(alarm)
     dead = collapsed([both] * 5, steps=5)  # 1 % is below a twentieth of 25 %
     assert [(one.layer, one.expert) for one in dead] == [(1, None), (1, 1), (1, 2), (1, 3)]
-
-
-# training: the sum of two numbers modulo 8, which no sum of two embeddings can tell
-
-MODULUS = 8
-PAIRS = torch.cartesian_prod(torch.arange(MODULUS), torch.arange(MODULUS))
-QUESTIONS = torch.stack([PAIRS[:, 0], MODULUS + PAIRS[:, 1]], 1)
-ANSWERS = PAIRS.sum(1) % MODULUS
-
-
-def small(architecture: str) -> Any:
-    sizes = {"width": 64, "layers": 1, "heads": 1, "kv_heads": 1, "head_dim": 32, "ffn": 64}
-    experts = {"experts": 8, "experts_per_token": 2, "expert_ffn": 64}
-    model = build(Shape(architecture, 16, max_length=8, tied=False, **sizes, **experts))
-    with torch.no_grad():  # 0.02 is for widths of thousands
-        for weight in model.parameters():
-            weight.mul_(6.0 if weight.ndim > 1 else 1.0)
-    return model
-
-
-def accuracy(model: Any) -> float:
-    with torch.no_grad():
-        logits = model(input_ids=QUESTIONS).logits[:, -1]
-    return float((logits.argmax(-1) == ANSWERS).float().mean())
-
-
-def trained(model: Any, *, balance: float, steps: int) -> list[list[list[float]]]:
-    """Train in place; the load of every step."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
-    history = []
-    for _ in range(steps):
-        out = model(input_ids=QUESTIONS, output_router_logits=True)
-        loss = torch.nn.functional.cross_entropy(out.logits[:, -1], ANSWERS)
-        (loss + balance * load_balancing_loss(out, 2)).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        history.append(expert_load(out, 2))
-    return history
-
-
-@pytest.mark.parametrize("architecture", ["qwen3_moe", "mixtral"])
-def test_a_mixture_learns_what_it_can_only_do_with_its_experts(architecture: str) -> None:
-    model = small(architecture)
-    history = trained(model, balance=0.05, steps=80)
-    assert accuracy(model) >= 0.95
-    assert collapsed(history, steps=20) == []
-    down = model.model.layers[0].mlp.experts.down_proj
-    busiest = max(range(8), key=history[-1][0].__getitem__)
-    kept = down.data.clone()
-    down.data[busiest] = 0.0
-    assert accuracy(model) <= 0.97  # some pairs are that expert's
-    down.data.zero_()
-    assert accuracy(model) <= 0.3  # 1 in 8 is chance
-    down.data.copy_(kept)
-    assert accuracy(model) >= 0.95
-
-
-def lopsided() -> Any:
-    """Two experts get everything: a component that all tokens share points to them."""
-    model = small("qwen3_moe")
-    with torch.no_grad():
-        model.model.embed_tokens.weight[:, 0] = 2.0
-        model.model.layers[0].mlp.gate.weight[:2, 0] += 3.0
-    return model
-
-
-def test_the_balance_loss_wakes_dead_experts_and_the_alarm_tells() -> None:
-    left_alone = trained(lopsided(), balance=0.0, steps=80)
-    balanced = trained(lopsided(), balance=0.5, steps=80)
-    assert balanced[0] == [[0.5, 0.5, 0, 0, 0, 0, 0, 0]]
-    dead = [alarm.expert for alarm in collapsed(left_alone, steps=10) if alarm.expert is not None]
-    assert len(dead) >= 3 and set(dead) <= set(range(2, 8))
-    assert collapsed(balanced, steps=10) == []
-    assert min(balanced[-1][0]) > 0.3 / 8
