@@ -1,7 +1,7 @@
 """From a window of 512 tokens to one of 2,048: what each way to extend keeps, before and after.
 
-    python scripts/pretrain_base.py runs/debian runs/base
-    python scripts/long_context.py runs/base runs/long
+    python scripts/pretrain_base.py runs/crawl runs/base
+    python scripts/bench/long_text.py runs/base runs/long
 
 Mid-training teaches the base passkeys within its window; then the same model is extended by each
 method, and trained as many steps on rows of the new length. After each: needles found, and the
@@ -36,7 +36,7 @@ def main(base: Path, out: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(base / "tokenizer")
     documents = [
         text
-        for text in held_out(base / "held-out")
+        for text in held_out(base / "split" / "held-out")
         if len(tokenizer(text)["input_ids"]) >= LONG  # the same ones at every length
     ]
     print(f"{len(documents)} held-out documents of {LONG:,} tokens or more")
