@@ -66,7 +66,7 @@ def main(out: Path) -> None:
 
 
 def untrained(tokenizer: Any, out: Path) -> Path:
-    """87,000 weights. The base is so small that even the slowest pair turns a fifth round within
+    """127,424 weights. The base is so small that even the slowest pair turns a fifth round within
     the window, as it does for real bases and real windows."""
     sizes: dict[str, Any] = {
         "width": 64,
