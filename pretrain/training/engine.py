@@ -11,8 +11,9 @@ only time per step that the host waits for the device. A vetoed update passes th
 always, and the optimiser does nothing.
 
 bfloat16 means weights, activations and gradients of a micro-batch; master weights, accumulated
-gradients and Adam's moments are float32. DeepSpeed accumulates in float32 only where ZeRO is on, so
-stage 0 in bfloat16 runs as stage 1.
+gradients and Adam's moments are float32. DeepSpeed accumulates in float32 only where ZeRO is on, and
+only there it tells a norm over tensor ranks and stages: with them, or in bfloat16, stage 0 runs as
+stage 1.
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ class Engine:
         parallel, settings = config.parallel, config.optimizer
         copies = max(parallel.tensor, parallel.sequence)
         self.place = Place(dist.get_rank(), dist.get_world_size(), copies, parallel.pipeline)
-        divided = dtype is torch.bfloat16 or parallel.pipeline > 1
+        divided = dtype is torch.bfloat16 or parallel.pipeline * parallel.tensor > 1
         self.stage = max(1, parallel.zero_stage) if divided else parallel.zero_stage
         self._tensor = parallel.tensor
         self.data_ranks = self.place.world // (self._tensor * parallel.pipeline)
@@ -98,7 +99,7 @@ class Engine:
             eps=settings.epsilon,
             fused=True,
         )
-        self._adam.clip = settings.max_grad_norm if self.stage == 0 and self._tensor == 1 else 0.0
+        self._adam.clip = settings.max_grad_norm if self.stage == 0 else 0.0
         clip, trained = not self._adam.clip, sum(p.numel() for p in module.parameters())
         settled = deepspeed_config(config, self.stage, dtype, clip=clip, trained=trained)
         self._engine, *_ = deepspeed.initialize(model=module, optimizer=self._adam, config=settled)
