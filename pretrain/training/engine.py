@@ -11,9 +11,9 @@ only time per step that the host waits for the device. A vetoed update passes th
 always, and the optimiser does nothing.
 
 bfloat16 means weights, activations and gradients of a micro-batch; master weights, accumulated
-gradients and Adam's moments are float32. DeepSpeed accumulates in float32 only where ZeRO is on, and
-only there it tells a norm over tensor ranks and stages: with them, or in bfloat16, stage 0 runs as
-stage 1.
+gradients and Adam's moments are float32. DeepSpeed accumulates in float32 only where ZeRO is on,
+and only there it tells a norm over tensor ranks and stages: with them, or in bfloat16, stage 0 runs
+as stage 1.
 """
 
 from __future__ import annotations
