@@ -55,12 +55,14 @@ def run(
 ) -> Path:
     """``train_model`` with the stream given; ``held_out`` are token sources by name."""
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoTokenizer
 
     from pretrain.optimizer import forward_dtype
     from pretrain.training import arithmetic
     from pretrain.training.engine import check_ranks
     from pretrain.training.network import check_compilable
+    from pretrain.training.rank_files import failure
     from pretrain.training.start import check_tokenizer, model_config, start_model
 
     if config.threads:
@@ -92,9 +94,11 @@ def run(
     arithmetic.check_memory(needed, arithmetic.free_bytes(device), here if device == "cpu" else 1)
     config.out.mkdir(parents=True, exist_ok=True)
     with folder_lock(config.out):
-        return _Job(config, stream, tokenizer, dtype).train(
-            start_model(config, tokenizer), held_out
-        )
+        model = start_model(config, tokenizer)
+        try:
+            return _Job(config, stream, tokenizer, dtype).train(model, held_out)
+        except (OSError, SafetensorError) as error:  # a full disk, while records or weights go out
+            raise RunError(failure(error, config.out)) from error
 
 
 class _Job:

@@ -119,6 +119,14 @@ def test_a_full_disk_is_named_and_leaves_nothing_half_written(tmp_path: Path) ->
     assert step_of(kept) == 4 and checkpoints.fault_of(kept) == ""
 
 
+def test_a_full_disk_under_the_records_is_named_too(shards: Shards, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "metrics.jsonl").symlink_to("/dev/full")
+    with pytest.raises(RunError, match=r"the disk is full \(.* MiB free in .*run\)"):
+        trained(shards, out)
+
+
 def test_rank_0_hears_of_another_ranks_disk(tmp_path: Path) -> None:
     first, second = (Checkpoints(tmp_path, rank, 2, 2) for rank in range(2))
     aside = first.aside(4)
