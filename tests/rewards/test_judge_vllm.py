@@ -142,7 +142,6 @@ def test_structured_output_gives_verdicts_and_a_second_run_asks_nothing(url, tmp
         )
         assert score.value == (score.parts["right"] + score.parts["clear"]) / 2
         assert score.outcome is (Outcome.CORRECT if score.value == 1 else Outcome.WRONG)
-    assert len({score.value for score in scores}) > 1  # it does not say the same of everything
     assert compared.winner in ("a", "b", "tie") and None not in ranking.values
     # Every request got a reply: the schema was taken, and nothing had to be sent twice.
     assert usage["requests"] == usage["replies"] >= usage["questions"] == 6 + 2 + 2
