@@ -10,12 +10,14 @@ the same.
 from __future__ import annotations
 
 import time
+from itertools import pairwise
 from typing import Any
 
 import torch
 
 from pretrain.errors import UsageError
 from pretrain.models.experts import expert_count, experts_of
+from pretrain.training.pipeline import cuts_of
 
 # Dense bfloat16, 10^12 operations per second, from the makers' data sheets.
 _PEAK_TFLOPS = {"H200": 989.0, "H100": 989.0, "A100": 312.0, "L40S": 362.0, "B200": 2250.0}
@@ -69,7 +71,8 @@ def needed_bytes(
     feed_forward = 3 * c.hidden_size * (wide or c.intermediate_size)
     layer = 2 * c.hidden_size * width * (heads + key_heads) + feed_forward
     embeddings = c.vocab_size * c.hidden_size * (1 if c.tie_word_embeddings else 2)
-    parameters = -(-c.num_hidden_layers // stages) * layer + embeddings
+    cuts = cuts_of(c.num_hidden_layers, c.vocab_size * c.hidden_size / layer, stages)
+    parameters = max(end - start for start, end in pairwise(cuts)) * layer + embeddings
     each, ranks = (2 if low else 4), max(1, ranks // stages)
     stage = max(1, stage) if stages > 1 else stage
     weights = each / (ranks if stage == 3 else 1)

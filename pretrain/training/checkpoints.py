@@ -163,7 +163,7 @@ class Checkpoints:
             shutil.rmtree(aside, ignore_errors=True)
 
     def _all_marks(self, aside: Path) -> dict[str, Any]:
-        """Raises RunError when all have ended and some have failed: nobody writes here then."""
+        """Raises RunError when all have ended and some have failed, or when one doesn't end."""
         deadline = time.monotonic() + _DEADLINE_S
         found: dict[str, Any] = {}
         failed: list[str] = []

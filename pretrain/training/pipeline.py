@@ -229,8 +229,11 @@ def check_division(model: Any, stages: int) -> list[int]:
     positions = torch.arange(8).repeat(2)[None]
     with torch.no_grad():
         travelling = Embedding(model.get_input_embeddings())((ids, positions, ids))
-        for cut in itertools.pairwise(cuts):
-            travelling = Stage(body, *cut)(travelling)
+        try:
+            for cut in itertools.pairwise(cuts):
+                travelling = Stage(body, *cut)(travelling)
+        except TypeError as error:
+            raise UsageError(f"parallel.pipeline: the layers of {kind}: {error}") from error
         apart = documents_apart(positions)
         told = body(input_ids=ids, position_ids=positions, use_cache=False, rows=1, apart=apart)
     if not torch.equal(travelling[0], told.last_hidden_state):

@@ -81,7 +81,11 @@ def failure(error: BaseException, folder: Path) -> str:
         return f"{type(error).__name__}: {error}"
     full = cause.errno in (errno.ENOSPC, errno.EDQUOT)
     what = "the disk is full" if full else str(cause.strerror or cause)
-    return f"{what} ({shutil.disk_usage(folder).free / 2**20:,.1f} MiB free in {folder})"
+    try:
+        free = f"{shutil.disk_usage(folder).free / 2**20:,.1f} MiB"
+    except OSError as gone:
+        free = f"nothing known ({gone.strerror})"
+    return f"{what} ({free} free in {folder})"
 
 
 def digest_of(path: Path, *, sync: bool = False) -> Digest:

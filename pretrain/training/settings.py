@@ -130,6 +130,8 @@ class TrainConfig(CheckedSettings):
     def _one_model(self) -> Self:
         if self.model and self.params:
             raise ValueError("model and params can't both be set: a model in a folder has its size")
+        if self.params and self.shape != ModelSettings(max_length=self.shape.max_length):
+            raise ValueError("params and [shape] can't both be set, apart from shape.max_length")
         if self.architecture != "qwen3" and not self.params:
             raise ValueError("architecture is that of a new model whose size is given by params")
         return self

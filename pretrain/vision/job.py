@@ -70,7 +70,8 @@ class _Job:
         self.rows = {name: read_rows(path, self.reader.place) for name, path in files.items()}
         self.digests = {n: hashlib.sha256(p.read_bytes()).hexdigest() for n, p in files.items()}
         self._check_same_run()
-        self.reader.check([row for rows in self.rows.values() for row in rows], window)
+        swapped = with_others(self.rows.get("held_out", []))
+        self.reader.check([row for rows in (*self.rows.values(), swapped) for row in rows], window)
 
     def _check_same_run(self) -> None:
         from pretrain.training.job import check_identity
@@ -106,22 +107,28 @@ class _Job:
         return source
 
     def _stage(self, number: int, source: Path, out: Path) -> None:
+        from safetensors import SafetensorError
+
         from pretrain.base import save
+        from pretrain.training.rank_files import failure
         from pretrain.vision.stage import checkpoints, say, train_stage
 
         model, rows = _load(source), self.rows[f"stage{number}"]
         say(f"stage {number}: {len(rows):,} rows of {self.config.stages[number].data}")
         before = self._measure(model, f"before stage {number}")
         try:
-            curve = train_stage(self.config, number, model, self.reader, rows)
-        except OSError as error:
-            raise RunError(f"stage {number} stopped: {error}; the same command goes on") from error
-        after = self._measure(model, f"after stage {number}")
-        record = {**self._about(), "stage": number, "rows_read": len(rows), "curve": curve}
-        held_out = {"before": before, "after": after}
-        save(out, model, self.reader.processor, {**record, "held_out": held_out})
+            curve, asked = train_stage(self.config, number, model, self.reader, rows)
+            after = self._measure(model, f"after stage {number}")
+            record = {**self._about(), "stage": number, "rows_read": len(rows), "curve": curve}
+            held_out = {"before": before, "after": after}
+            save(out, model, self.reader.processor, {**record, "held_out": held_out})
+        except (OSError, SafetensorError) as error:
+            why = failure(error, self.config.out)
+            raise RunError(f"stage {number} stopped: {why}; the same command goes on") from error
         shutil.rmtree(checkpoints(self.config, number), ignore_errors=True)
         say(f"stage {number} is done: {out}")
+        if asked:
+            raise KeyboardInterrupt(f"stage {number} was at its end, the same command goes on")
 
     def _measure(self, model: PreTrainedModel, when: str) -> dict[str, float]:
         """Held-out losses in nats per learnt token; nothing without held-out rows."""
@@ -142,12 +149,17 @@ class _Job:
 
 
 def with_others(rows: Sequence[Row]) -> list[Row]:
-    """Each row with the picture of the row half of them further on."""
-    half = len(rows) // 2
-    return [
-        replace(row, image=other.image)
-        for row, other in zip(rows, [*rows[half:], *rows[:half]], strict=True)
-    ]
+    """Each row with the picture of the row half of them further on, or of the first after that with
+    another picture. Raises UsageError where all rows have the same one.
+    """
+    found, half = [], len(rows) // 2
+    for at, row in enumerate(rows):
+        later = (rows[(at + half + n) % len(rows)].image for n in range(len(rows)))
+        other = next((image for image in later if image != row.image), None)
+        if other is None:
+            raise UsageError(f"{row.where}: held-out rows need at least two different pictures")
+        found.append(replace(row, image=other))
+    return found
 
 
 def _identity(about: Mapping[str, Any]) -> dict[str, Any]:

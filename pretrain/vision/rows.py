@@ -45,7 +45,7 @@ class Row:
 def read_rows(path: Path, place: str) -> list[Row]:
     """The rows of a JSONL file, in which ``place`` stands for a picture. Raises UsageError."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"can't read the rows {path}: {error}") from error
     rows = [

@@ -7,6 +7,8 @@ a run that was killed between or within its stages ends like one that was not.
 
 from __future__ import annotations
 
+import contextlib
+import json
 import math
 import signal
 import sys
@@ -35,8 +37,9 @@ _BETAS = (0.9, 0.999)  # LLaVA's, which are AdamW's own
 
 def train_stage(
     config: VisionConfig, number: int, model: Any, reader: Reader, rows: Sequence[Row]
-) -> list[dict[str, float]]:
-    """Train ``model`` in place; returns the curve: step, loss, rate and norm of each window.
+) -> tuple[list[dict[str, float]], bool]:
+    """Train ``model`` in place; returns the curve (step, loss, rate and norm of each window), and
+    whether a Ctrl-C came during the last step.
 
     Goes on from the newest whole checkpoint in ``checkpoints(config, number)``. Raises
     KeyboardInterrupt after a Ctrl-C and its checkpoint, RunError where the loss is not finite.
@@ -69,7 +72,8 @@ def train_stage(
         )
     names = {"step": "step", "loss": "loss", "rate": "learning_rate", "norm": "grad_norm"}
     logs = [log for log in trainer.state.log_history if "loss" in log]
-    return [{ours: log[theirs] for ours, theirs in names.items()} for log in logs]
+    curve = [{ours: log[theirs] for ours, theirs in names.items()} for log in logs]
+    return curve, watch.asked
 
 
 @torch.no_grad()
@@ -106,9 +110,11 @@ def optimizer_of(model: Any, number: int, settings: StageSettings) -> torch.opti
 def _arguments(config: VisionConfig, number: int, n_rows: int) -> TrainingArguments:
     settings, cuda = config.stages[number], torch.cuda.is_available()
     micro = min(config.micro_rows, settings.rows)
+    # The Trainer's way: an epoch ends with a step, of as many rows as are left.
+    steps_of_epoch = math.ceil(math.ceil(n_rows / micro) / (settings.rows // micro))
     arguments = TrainingArguments(
         output_dir=str(checkpoints(config, number)),
-        max_steps=settings.steps or math.ceil(settings.epochs * n_rows / settings.rows),
+        max_steps=settings.steps or math.ceil(settings.epochs * steps_of_epoch),
         per_device_train_batch_size=micro,
         gradient_accumulation_steps=settings.rows // micro,
         max_grad_norm=settings.max_grad_norm,
@@ -133,7 +139,10 @@ def _arguments(config: VisionConfig, number: int, n_rows: int) -> TrainingArgume
 
 def _newest_whole(folder: Path) -> str | None:
     """The newest checkpoint that was written to its end."""
-    whole = [int(path.parent.name.split("-")[1]) for path in folder.glob(f"checkpoint-*/{_STATE}")]
+    whole = []
+    for path in folder.glob(f"checkpoint-*/{_STATE}"):
+        with contextlib.suppress(ValueError):  # cut short by a kill
+            whole.append(int(json.loads(path.read_text())["global_step"]))
     return str(folder / f"checkpoint-{max(whole)}") if whole else None
 
 
@@ -154,7 +163,7 @@ class _Watch(TrainerCallback):
 
     def __init__(self, number: int, rows: int) -> None:
         self._number, self._rows = number, rows
-        self._asked = False
+        self.asked = False
         self._since, self._step = 0.0, 0
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -164,7 +173,7 @@ class _Watch(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """A window of the curve ends at each checkpoint, so that ``on_log`` judges it first."""
-        if self._asked and state.global_step < state.max_steps:
+        if self.asked and state.global_step < state.max_steps:
             control.should_save = control.should_training_stop = True
         control.should_log |= control.should_save
 
@@ -191,9 +200,9 @@ class _Watch(TrainerCallback):
         """Inside, Ctrl-C and SIGTERM end the stage after its step; a second one at once."""
 
         def note(*_: Any) -> None:
-            if self._asked:
+            if self.asked:
                 raise KeyboardInterrupt("no checkpoint was written at the end")
-            self._asked = True
+            self.asked = True
             say("stopping after this step; once more: at once")
 
         before = {}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import resource
 import shutil
 import signal
@@ -125,6 +127,24 @@ def test_a_full_disk_under_the_records_is_named_too(shards: Shards, tmp_path: Pa
     (out / "metrics.jsonl").symlink_to("/dev/full")
     with pytest.raises(RunError, match=r"the disk is full \(.* MiB free in .*run\)"):
         trained(shards, out)
+
+
+def test_a_disk_that_is_gone_is_said_as_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asking for its free space fails, too."""
+    saved = Checkpoints(tmp_path / "checkpoints", 0, 1, 2)
+    aside = saved.aside(4)
+    checkpoints.clear(aside)
+    (aside / "a").symlink_to("/dev/full")
+
+    def gone(_: Any) -> Any:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    monkeypatch.setattr(shutil, "disk_usage", gone)
+    saved.save(4, {aside / "a": torch.zeros(1 << 16)}, {})
+    with pytest.raises(RunError, match=r"the disk is full \(nothing known \(Stale file handle\)"):
+        saved.settle()
 
 
 def test_rank_0_hears_of_another_ranks_disk(tmp_path: Path) -> None:

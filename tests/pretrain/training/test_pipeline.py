@@ -1,4 +1,4 @@
-"""Where a model is cut into stages, and which models are refused; its runs are in test_training."""
+"""Where a model is cut into stages, and which are refused; its runs are in test_two_ranks."""
 
 from __future__ import annotations
 

@@ -305,6 +305,9 @@ def test_a_model_too_large_is_refused_before_it_is_built(shards: Shards, tmp_pat
         ({"parallel__pipeline": 2}, "1 ranks can't be divided into groups of 2"),
         ({"compile": True, "parallel__zero_stage": 3}, "can't be compiled"),
         ({"model": "/nowhere/at/all"}, "can't be loaded"),
+        ({"params": "1M"}, "apart from shape.max_length"),
+        ({"params": "1M", "shape": {}, "model": "m"}, "model and params"),
+        ({"architecture": "llama"}, "whose size is given by params"),
     ],
 )
 def test_bad_settings(shards: Shards, tmp_path: Path, changes: dict[str, Any], said: str) -> None:

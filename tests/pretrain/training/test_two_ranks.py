@@ -23,8 +23,7 @@ LAYOUTS = [
     *("sequence=2", "tensor=2", "pipeline=2"),
 ]
 MIXTURE = "mixture"  # under ZeRO-2
-STAGES = "stages"  # in bfloat16, the head apart from the embedding, four micro-batches
-LOW = {"dtype": "bfloat16", "shape": SHAPE | {"tie_embeddings": False}}
+STAGES = {"stages": False, "stages, tied": True}  # in bfloat16, four micro-batches
 
 
 @pytest.fixture(scope="module")
@@ -50,15 +49,20 @@ def runs(shards: Shards, mixed: Path, tmp_path_factory: pytest.TempPathFactory) 
         tree = config(shards, folder / layout, **{f"parallel__{name}": int(value)})
         tree["report"] |= {"held_out": [str(shards.folder)], "evaluate_tokens": 600}
         trees.append(tree)
-    stages = {"parallel__pipeline": 2, "parallel__micro_tokens": 48}
-    trees.append(config(shards, folder / STAGES, **LOW, **stages))
+    for name, tied in STAGES.items():
+        stages = {"parallel__pipeline": 2, "parallel__micro_tokens": 48}
+        trees.append(config(shards, folder / name, **low(tied), **stages))
     (folder / "trees.json").write_text(json.dumps(trees))
     launch(folder / "trees.json")
-    for name in (*LAYOUTS, MIXTURE, STAGES):
+    for name in (*LAYOUTS, MIXTURE, *STAGES):
         (folder / name / "final" / WEIGHTS).rename(folder / f"first.{name}")
         (written(folder / name / "checkpoints")[-1] / "checkpoint.json").write_text("{")
     launch(folder / "trees.json")
     return folder
+
+
+def low(tied: bool) -> dict[str, Any]:
+    return {"dtype": "bfloat16", "shape": SHAPE | {"tie_embeddings": tied}}
 
 
 def launch(trees: Path) -> None:
@@ -99,20 +103,20 @@ def test_two_ranks_train_a_mixture_as_one_does(mixed: Path, runs: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
+@pytest.mark.parametrize("name", STAGES)
 def test_stages_in_bfloat16_have_the_gradient_of_one_rank(
-    shards: Shards, runs: Path, tmp_path: Path
+    shards: Shards, runs: Path, tmp_path: Path, name: str
 ) -> None:
     """The head's part of it included, which DeepSpeed clears where the loss lies outside."""
-    one, two = (
-        steps_of(out) for out in (trained(shards, tmp_path / "run", **LOW).parent, runs / STAGES)
-    )
+    one = steps_of(trained(shards, tmp_path / "run", **low(STAGES[name])).parent)
+    two = steps_of(runs / name)
     assert one[0]["grad_norm"] == pytest.approx(two[0]["grad_norm"], rel=2e-3)
     assert [r["loss"] for r in one] == pytest.approx([r["loss"] for r in two], rel=2e-3)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("name", [*LAYOUTS, MIXTURE, STAGES])
+@pytest.mark.parametrize("name", [*LAYOUTS, MIXTURE, *STAGES])
 def test_resumed_by_other_ranks_it_is_the_same_bit_for_bit(runs: Path, name: str) -> None:
     assert len(steps_of(runs / name)) == 12
     assert (runs / name / "final" / WEIGHTS).read_bytes() == (runs / f"first.{name}").read_bytes()

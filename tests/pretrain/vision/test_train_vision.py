@@ -20,7 +20,10 @@ from pretrain.cli import main
 from pretrain.errors import UsageError
 from pretrain.training.job import train_model
 from pretrain.vision import train_vision
+from pretrain.vision.job import with_others
 from pretrain.vision.rows import IGNORED, Reader, Row, read_rows
+from pretrain.vision.settings import VisionConfig
+from pretrain.vision.stage import _arguments, _newest_whole
 from tests import forked
 from tests.pretrain.training.small_run import config as language_config
 from tests.pretrain.training.small_run import corpus
@@ -189,6 +192,17 @@ def test_a_run_that_was_stopped_and_killed_ends_like_one_that_was_not(
     assert moved(whole.with_name("stage1"), whole) == projector | {"language_model"}
 
 
+def test_asked_to_stop_in_the_last_step_of_a_stage_the_next_does_not_begin(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree = config(made, tmp_path / "run", stage1__steps=2)
+    signal_at(monkeypatch, 3, signal.SIGINT)  # one batch is read ahead
+    with pytest.raises(KeyboardInterrupt, match="stage 1 was at its end"):
+        train_vision(tree)
+    assert (tmp_path / "run" / "stage1").exists()
+    assert not (tmp_path / "run" / "checkpoints" / "stage2").exists()
+
+
 def test_a_tower_with_a_rate_is_trained(trained: Path) -> None:
     assert moved(trained.with_name("stage1"), trained) == seen_parts(trained)
 
@@ -279,6 +293,39 @@ def test_files_without_rows_are_refused(made: Made, tmp_path: Path) -> None:
         path.write_text(text)
         with pytest.raises(UsageError, match=message):
             read_rows(path, "<image>")
+
+
+def test_held_out_rows_are_measured_with_another_picture(tmp_path: Path) -> None:
+    rows = [Row(Path(name), "<image>", None, f"line {i}") for i, name in enumerate("aabac")]
+    assert [str(row.image) for row in with_others(rows)] == ["b", "c", "c", "b", "a"]
+    with pytest.raises(UsageError, match="line 0: held-out rows need at least two different"):
+        with_others(rows[:2])
+    assert with_others([]) == []
+
+
+def test_a_line_separator_inside_of_a_text_ends_no_row(tmp_path: Path) -> None:
+    row = {"image": "good.png", "text": "<image>red\u2028bar\x85"}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row, ensure_ascii=False) + "\n")
+    (found,) = read_rows(tmp_path / "rows.jsonl", "<image>")
+    assert found.text == row["text"]
+
+
+@pytest.mark.parametrize(("epochs", "n_rows", "steps"), [(1.0, 24, 2), (2.0, 25, 6), (0.5, 40, 2)])
+def test_an_epoch_ends_with_a_step(
+    made: Made, tmp_path: Path, epochs: float, n_rows: int, steps: int
+) -> None:
+    """As the Trainer has it: of 25 rows a step of 12, another, and one of a single row."""
+    tree = config(made, tmp_path / "out", stage1__epochs=epochs, stage1__rows=12, stage1__steps=0)
+    arguments = _arguments(VisionConfig(**tree), 1, n_rows)
+    assert arguments.max_steps == steps
+
+
+def test_a_checkpoint_whose_state_was_cut_short_is_passed_over(tmp_path: Path) -> None:
+    for number, text in ((4, '{"global_step": 4}'), (8, '{"global_st')):
+        folder = tmp_path / f"checkpoint-{number}"
+        folder.mkdir()
+        (folder / "trainer_state.json").write_text(text)
+    assert _newest_whole(tmp_path) == str(tmp_path / "checkpoint-4")
 
 
 def test_settings_that_are_none_are_refused(
