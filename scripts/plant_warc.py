@@ -4,11 +4,12 @@
 hides in it exact and near duplicates, spam, personal data, evaluation items, pages with a wrong
 encoding and one damaged record. What is planted stands in pages that no step would drop without
 it, so each detector sees every page that is meant for it. ``check`` says for each kind how many
-pages were read, and how many its own detector found; it needs ``rejects`` of steps and stages. The
-address of a planted page names its kind and the page that it was made of.
+pages were read, and how many its own detector found; it needs the steps and stages that
+``planted.toml`` in ``docs/pretraining_data.md`` names, with their ``rejects``. The address of a
+planted page names its kind and the page that it was made of.
 
     python scripts/plant_warc.py plant FOLDER crawl/00000.warc.gz --evaluation gsm8k_test.jsonl.gz
-    pretrain data input=crawl output=clean
+    pretrain data planted.toml
     python scripts/plant_warc.py check clean
 """
 

@@ -41,8 +41,8 @@ class StepCounts:
         numbers = {"in": 1, "characters_in": len(before)}
         words = 0 if markup else count_words(after if reason is None else before)
         if reason is None:
-            numbers |= {"kept": 1, "characters_kept": len(after), "changed": before is not after}
-            numbers["words_kept"] = words
+            numbers |= {"kept": 1, "characters_kept": len(after), "words_kept": words}
+            numbers["changed"] = int(before is not after)  # JSON would say false
         else:
             self.dropped[reason] += 1
             self.dropped_words[reason] += words

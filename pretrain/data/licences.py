@@ -1,7 +1,8 @@
 """Decides which code may be trained on, by its licence: an allow-list of SPDX names.
 
 Prose hardly ever names a licence, so only documents of the domains that hold code are judged
-(``metadata.domain``, as for fill-in-the-middle). A file's licence is, in this order:
+(``metadata.domain``, as for fill-in-the-middle), and those without a domain that name a licence
+as code does: in ``metadata.license`` or by SPDX. A file's licence is, in this order:
 ``metadata.license`` (what the repository says), an ``SPDX-License-Identifier`` in its first lines,
 or the wording of a known licence there. In an SPDX expression every side of AND has to be allowed
 and one side of OR; an exception (WITH) only permits more. Wordings are looked for without case,
@@ -50,8 +51,8 @@ _NO_WORD = re.compile(r"\W+")
 class Licence:
     """Drops code whose licence is not in ``allow``, and, unless ``keep_unknown``, code without.
 
-    ``domains``: which documents are code; all others pass, those without a domain too. ``["*"]``
-    judges every document.
+    ``domains``: which documents are code; those of other domains pass, and those without a domain
+    that have neither ``metadata.license`` nor an SPDX line. ``["*"]`` judges every document.
     """
 
     name = "licence"
@@ -73,7 +74,7 @@ class Licence:
 
     def check(self, document: Document) -> str | None:
         """``licence_not_allowed`` or ``licence_unknown``; the licence goes into the metadata."""
-        if self._domains.isdisjoint(("*", document.metadata.get("domain"))):
+        if not self._judges(document):
             return None
         licence = document.metadata.get("license") or licence_of(document.text)
         if not licence:
@@ -82,6 +83,12 @@ class Licence:
         expressions = [licence] if isinstance(licence, str) else licence
         allowed = all(self._allows(expression) for expression in expressions)
         return None if allowed else "licence_not_allowed"
+
+    def _judges(self, document: Document) -> bool:
+        domain = document.metadata.get("domain")
+        if domain or "*" in self._domains:
+            return not self._domains.isdisjoint(("*", domain))
+        return bool(document.metadata.get("license") or _SPDX.search(document.text[:_HEADER]))
 
     def _allows(self, expression: str) -> bool:
         tokens = _TOKEN.findall(expression)

@@ -39,9 +39,12 @@ _IBAN_SIZES = {  # characters, by country (the SWIFT registry)
 
 _CANDIDATES = {
     "email": re.compile(r"(?<![\w.%+-])[\w.%+-]{1,64}@[\w.-]{3,255}"),
+    # Looked ahead for: the words behind an account may run into the next one. ASCII: without case
+    # other letters count as I, K and S.
     "iban": re.compile(
-        rf"\b(?=[A-Z]{{2}}\d{{2}})(?:{'|'.join(_IBAN_SIZES)})\d\d(?:[ -]?[A-Z0-9]){{11,30}}\b",
-        re.IGNORECASE,
+        r"\b(?=[A-Z]{2}\d{2})"
+        rf"(?=((?:{'|'.join(_IBAN_SIZES)})\d\d(?:[ -]?[A-Z0-9]){{11,30}}\b))",
+        re.IGNORECASE | re.ASCII,
     ),
     "card": re.compile(r"(?<![\w.+-])\d(?:[ -]?\d){12,18}(?![\w-])"),
     "ip": re.compile(
@@ -60,8 +63,8 @@ _TRUNK = re.compile(r"\(?0\d{1,5}\)?[ /.-]")  # 030 / 12345
 _US = re.compile(r"(?:\(\d{3}\) ?|\d{3}[-.])\d{3}[-.]\d{4}")
 _DATE = re.compile(r"\d{1,4}([./-])\d{1,2}\1\d{1,4}(?:\D+\d{1,2})?|\d{4}\D\d{4}")
 _BOOK = re.compile(r"(?:ISBN|ISSN|DOI|EAN)(?:-1[03])?\W{0,3}$", re.IGNORECASE)
-_VERSION = re.compile(
-    r"\b(?:v|version(?:en|es)?|versi[oó]n|release|rel|build|ver|firmware|kernel)\W{0,3}$",
+_VERSION = re.compile(  # the long ones at the end of a German compound too
+    r"(?:\b(?:v|ver|rel|build)|version(?:en|es)?|versi[oó]n|release|firmware|kernel)\W{0,3}$",
     re.IGNORECASE,
 )
 _NETWORK = re.compile(
@@ -119,9 +122,10 @@ def _find(kind: str, text: str, language: str) -> Iterator[tuple[int, int]]:
     if kind == "email" and "@" not in text:
         return
     for candidate in _CANDIDATES[kind].finditer(text):
+        found = candidate.group(candidate.lastindex or 0)
         before = text[max(0, candidate.start() - _BEFORE) : candidate.start()]
-        if _may_be(kind, candidate.group(), before):
-            for start, end in _JUDGES[kind](candidate.group(), language):
+        if _may_be(kind, found, before):
+            for start, end in _JUDGES[kind](found, language):
                 yield candidate.start() + start, candidate.start() + end
 
 

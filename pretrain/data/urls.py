@@ -49,14 +49,15 @@ _SOFT = (
     "sexo desnuda desnudas erotico erotica putas apuestas tragamonedas prestamo prestamos "
     "creditos rapidos farmacia descuento barato baratos"
 )
-_WORD = re.compile(r"[^a-z0-9]+")
+_WORD = re.compile(r"[a-z0-9]+")
 
 
 class UrlFilter:
     """Blocklist, adult and spam patterns. A document without an address passes.
 
     ``blocklist``: a file with a host or an address in each line; ``#`` starts a comment.
-    ``words`` are hard words of your own; a hyphen joins words that must follow each other.
+    ``words`` are hard words of your own, of a to z (accents apart) and digits, or UsageError is
+    raised; a hyphen joins words that must follow each other.
     ``soft_words``: how many are too many; 0 leaves them out.
     """
 
@@ -75,7 +76,7 @@ class UrlFilter:
         self._patterns = {
             "adult_url": _pattern(_ADULT.split() if adult else ()),
             "spam_url": _pattern(_SPAM.split() if spam else ()),
-            "url_word": _pattern(word.lower() for word in words),
+            "url_word": _pattern(_own(word) for word in words),
         }
         self._soft = frozenset(_SOFT.split())
         self._soft_words = soft_words
@@ -99,8 +100,20 @@ class UrlFilter:
 
 
 def _words(text: str) -> list[str]:
-    plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
-    return _WORD.split(plain)
+    return _WORD.findall(_without_accents(text).encode("ascii", "ignore").decode())
+
+
+def _without_accents(text: str) -> str:
+    parts = unicodedata.normalize("NFKD", text.casefold())
+    return "".join(one for one in parts if not unicodedata.combining(one))
+
+
+def _own(word: str) -> str:
+    """The word as it is, if all of its letters are looked for: what is left of another one would
+    drop addresses that do not have it."""
+    if not _without_accents(word).isascii() or not _words(word):
+        raise UsageError(f"url word {word!r} has to be of a to z (accents apart), digits, hyphens")
+    return word
 
 
 def _parts(address: str) -> tuple[str, str]:

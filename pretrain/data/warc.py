@@ -173,7 +173,7 @@ def _up_to_cut(file: BinaryIO, start: int) -> Iterator[Page]:
         for record in ArchiveIterator(_Inflated(file), parse_http=False):
             if page := _page(record):
                 yield page
-    except (OSError, ValueError, EOFError):
+    except (OSError, ValueError, EOFError, zlib.error):  # damage, which the caller has reported
         return
 
 

@@ -69,6 +69,15 @@ def test_a_damaged_member_costs_itself(archive: bytes) -> None:
     assert read(bytes(head)) == ("0123679", 2)
 
 
+def test_a_damaged_third_byte_costs_the_first_member(archive: bytes) -> None:
+    at = members(archive)
+    damaged = archive[:2] + b"\0" + archive[3:]
+    assert read(damaged) == ("123456789", 1)
+    assert read(damaged[: at[2] - 20]) == ("", 1)
+    assert read(damaged[: at[1]]) == ("", 1)
+    assert read(damaged[:-20]) == ("12345678", 2)
+
+
 def test_a_cut_archive_is_read_up_to_the_cut(archive: bytes) -> None:
     at = members(archive)
     assert read(archive[: at[7] + 100]) == ("0123456", 1)
@@ -283,6 +292,19 @@ def test_addresses(tmp_path: Path, address: str, reason: str | None) -> None:
     step = UrlFilter(blocklist=str(blocklist), words=["own-words", "Café"])
     document = Document(text="", id="", metadata={"url": address} if address else {})
     assert step.check(document) == reason
+
+
+@pytest.mark.parametrize("word", ["порно", "spø", "порно-sex", "--", ""])
+def test_a_word_that_is_not_looked_for_is_said(word: str) -> None:
+    with pytest.raises(UsageError, match="url word .* has to be of a to z"):
+        UrlFilter(words=["fine", word])
+
+
+def test_a_sharp_s_is_two() -> None:
+    step = UrlFilter(words=["spaß"])
+    for path, reason in {"spaß": "url_word", "spass": "url_word", "spa": None}.items():
+        document = Document(text="", id="", metadata={"url": f"http://a.example/{path}"})
+        assert step.check(document) == reason
 
 
 def test_a_missing_blocklist_is_said(tmp_path: Path) -> None:

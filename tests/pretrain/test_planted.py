@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import random
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,18 @@ def test_what_is_planted_is_found_by_its_own_detector(output: Path) -> None:
     for kind in ("exact", "near", "personal", "evaluation", "encoding", "spam-text", "spam-url"):
         assert found[kind] == {"read": EACH, "found": EACH}, kind
     assert found["reading"] == {"encoding detected": EACH, "damaged": 1}
+
+
+def test_the_example_of_the_manual_has_what_check_needs() -> None:
+    manual = Path(__file__).parents[2].joinpath("docs/pretraining_data.md").read_text()
+    example = tomllib.loads(manual.partition("# planted.toml\n")[2].partition("```")[0])
+    assert "pretrain data planted.toml" in str(plant_warc.__doc__)
+    names = [one if isinstance(one, str) else one["name"] for one in example["steps"]]
+    assert example["steps"][1:5] == list(plant_warc.STEPS)
+    assert (names[0], *names[5:]) == ("url", "decontaminate", "pii")
+    assert example["rejects"] is True and example["stages"] == [
+        {"name": f"{kind}_duplicates", "rejects": True} for kind in ("exact", "near")
+    ]
 
 
 def test_nothing_else_is_dropped(output: Path) -> None:

@@ -25,6 +25,8 @@ PLANTED = [
     ("en", "GB29NWBK60161331926819", "[IBAN]"),
     ("de", "IBAN: de89 3704 0044 0532 0130 00 und mehr", "IBAN: [IBAN] und mehr"),
     ("en", "fr12 is no account, gb29nwbk60161331926819 is", "fr12 is no account, [IBAN] is"),
+    ("en", "DE89 3704 0044 0532 0130 00 or GB29 NWBK 6016 1331 9268 19", "[IBAN] or [IBAN]"),
+    ("en", "fr12 is no GB29NWBK60161331926819", "fr12 is no [IBAN]"),
     ("en", "card 4111 1111 1111 1111, exp 12/27", "card [CARD], exp 12/27"),
     ("en", "5500-0055-5555-5559 and 378282246310005", "[CARD] and [CARD]"),
     ("en", "from 93.184.216.34 at noon", "from [IP] at noon"),
@@ -40,6 +42,10 @@ PLANTED = [
 
 LOOK_ALIKES = [
     ("en", "version 1.2.3.4, v10.20.30.40 and release 8.8.8.8"),
+    ("de", "Softwareversion 4.35.1.2, Firmwareversion: 2.40.1.7, Kernelversion 5.40.0.3"),
+    # Letters that count as I and K where case does not.
+    ("en", "\u0130T60 X054 2811 1010 0000 0123 456, S\u013012ABCDEFGHIJKLMNOP"),
+    ("en", "D\u212a50 0040 0440 1162 43 and DE12 3704 0044 0532 0130 \u017f0"),
     ("en", "localhost is 127.0.0.1, the router 192.168.0.1, an example 192.0.2.7"),
     ("en", "ISBN 978-3-16-148410-0, ISBN-10: 0-306-40615-2, 0-306-40615-2"),
     ("de", "am 01.02.2024, 2024-01-15 und 15/01/2024 12:30, von 1999-2004"),
@@ -162,6 +168,18 @@ def test_prose_has_no_licence_to_judge() -> None:
         assert Licence(domains=domains).check(page) == "licence_not_allowed"
     with pytest.raises(UsageError, match="domains is a list"):
         Licence(domains="code")
+
+
+def test_a_document_without_a_domain_is_judged_by_the_licence_it_names() -> None:
+    for text, metadata, reason in (
+        ("x = 1", {"license": "GPL-3.0"}, "licence_not_allowed"),
+        ("x = 1", {"license": "MIT"}, None),
+        ("# SPDX-License-Identifier: GPL-3.0-only\nx = 1", {}, "licence_not_allowed"),
+        ("# SPDX-License-Identifier: MIT\nx = 1", {}, None),
+        ("x = 1\n" * 1000 + "# SPDX-License-Identifier: GPL-3.0-only", {}, None),
+        ("# SPDX-License-Identifier: GPL-3.0-only", {"domain": "web"}, None),
+    ):
+        assert Licence().check(Document(text, "a", metadata=dict(metadata))) == reason
 
 
 def test_apache_of_this_repository_is_known() -> None:

@@ -48,6 +48,7 @@ def test_equal_texts_go_but_the_first(tmp_path: Path) -> None:
     assert {name: (one["in"], one.get("kept", 0)) for name, one in languages.items()} == {
         **{"en": (2, 1), "de": (2, 1), "unknown": (1, 1)},
     }
+    assert not any(isinstance(n, bool) for one in languages.values() for n in one.values())
     assert counts == {
         "stage": "exact_duplicates",
         "in": 5,
