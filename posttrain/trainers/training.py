@@ -136,7 +136,21 @@ def arguments(kind: Any, settings: TrainerSettings, folder: Path, seed: int, **o
         remove_unused_columns=False,  # our rows hold only what is used
         seed=seed,
     )
-    return kind(**(given | own))
+    with _as_launched():
+        return kind(**(given | own))
+
+
+@contextmanager
+def _as_launched() -> Iterator[None]:
+    """Inside, LOCAL_RANK is hidden where no launcher set it. DeepSpeed needs it of a rank that is
+    alone, and so it stays in that process and its children, where accelerate would look for others.
+    """
+    hidden = None if "MASTER_ADDR" in os.environ else os.environ.pop("LOCAL_RANK", None)
+    try:
+        yield
+    finally:
+        if hidden is not None:
+            os.environ["LOCAL_RANK"] = hidden
 
 
 def run(trainer: Trainer, place: Place) -> Any:

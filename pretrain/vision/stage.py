@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 import signal
 import sys
 import threading
@@ -112,7 +113,7 @@ def _arguments(config: VisionConfig, number: int, n_rows: int) -> TrainingArgume
     micro = min(config.micro_rows, settings.rows)
     # The Trainer's way: an epoch ends with a step, of as many rows as are left.
     steps_of_epoch = math.ceil(math.ceil(n_rows / micro) / (settings.rows // micro))
-    arguments = TrainingArguments(
+    given: dict[str, Any] = dict(
         output_dir=str(checkpoints(config, number)),
         max_steps=settings.steps or math.ceil(settings.epochs * steps_of_epoch),
         per_device_train_batch_size=micro,
@@ -132,9 +133,24 @@ def _arguments(config: VisionConfig, number: int, n_rows: int) -> TrainingArgume
         remove_unused_columns=False,
         seed=config.seed,
     )
+    with _as_launched():
+        arguments = TrainingArguments(**given)
     if arguments.n_gpu > 1:
         arguments._n_gpu = 1  # else the Trainer would spread the model by DataParallel
     return arguments
+
+
+@contextmanager
+def _as_launched() -> Iterator[None]:
+    """Inside, LOCAL_RANK is hidden where no launcher set it. DeepSpeed needs it of a rank that is
+    alone, and so it stays in that process and its children, where accelerate would look for others.
+    """
+    hidden = None if "MASTER_ADDR" in os.environ else os.environ.pop("LOCAL_RANK", None)
+    try:
+        yield
+    finally:
+        if hidden is not None:
+            os.environ["LOCAL_RANK"] = hidden
 
 
 def _newest_whole(folder: Path) -> str | None:

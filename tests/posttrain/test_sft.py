@@ -29,6 +29,7 @@ from pretrain import (
     chat_rows,
     make_base,
 )
+from tests import forked
 
 ROWS = chat_rows(CorpusSettings(), 24, seed=2)
 SHORT = SftSettings(
@@ -241,6 +242,23 @@ def test_an_interrupted_training_goes_on_exactly(
     weights = "model.safetensors"
     assert (out / weights).read_bytes() == (whole / weights).read_bytes()
     assert not (tmp_path / "out.unfinished").exists()
+
+
+def test_a_process_that_was_a_rank_alone_trains_alone(tmp_path: Path) -> None:
+    """DeepSpeed's rank of a process without a launcher leaves LOCAL_RANK to its children."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os\n"
+        "from transformers import TrainingArguments\n"
+        "from posttrain.trainers.sft_settings import SftSettings\n"
+        "from posttrain.trainers.training import arguments\n"
+        "from pathlib import Path\n"
+        "made = arguments(TrainingArguments, SftSettings(), Path(), 0)\n"
+        "assert made.world_size == 1 and made.local_process_index == 0\n"
+        "assert os.environ['LOCAL_RANK'] == '0' and 'RANK' not in os.environ\n"
+    )
+    env = {name: value for name, value in os.environ.items() if name != "RANK"}
+    assert forked.start([sys.executable, script], env=env | {"LOCAL_RANK": "0"}).wait(60) == 0
 
 
 def test_the_experts_of_an_interrupted_training_go_on_too(

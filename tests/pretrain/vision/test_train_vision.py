@@ -173,7 +173,9 @@ def test_a_run_that_was_stopped_and_killed_ends_like_one_that_was_not(
         signal_at(patch, 3, signal.SIGINT)
         assert main(["vision", str(toml)]) == 130  # in stage 1
     assert not (broken / "stage1").exists()
-    killed = forked.start([sys.executable, script, "vision", str(toml), "7"])
+    # As the child of a process in which DeepSpeed has had a rank.
+    env = os.environ | {"LOCAL_RANK": "0"}
+    killed = forked.start([sys.executable, script, "vision", str(toml), "7"], env=env)
     assert killed.wait(120) == -signal.SIGKILL  # in stage 2
     assert (broken / "stage1").exists() and not (broken / "stage2").exists()
     assert any((broken / "checkpoints/stage2").iterdir())
