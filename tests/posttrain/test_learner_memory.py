@@ -19,8 +19,9 @@ def test_a_ranks_memory_is_flat(checkpoint: Path) -> None:
         capture_output=True,
         text=True,
         timeout=200,
-        check=True,
+        check=False,
     )
+    assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])
     assert len(found["rss_mb"]) == 10
     # With ever new shapes the same eighty steps grew by a quarter and more.
