@@ -34,7 +34,13 @@ from pretrain.errors import UsageError
 from pretrain.models.experts import experts_of
 from pretrain.optimizer import GuardedAdamW, parameter_groups
 from pretrain.training.checkpoints import ENGINE
-from pretrain.training.network import MicroBatch, Network, compile_layers, rows_attention
+from pretrain.training.network import (
+    MicroBatch,
+    Network,
+    compile_layers,
+    rows_attention,
+    with_weights_in,
+)
 from pretrain.training.rank_files import held_back
 from pretrain.training.settings import ParallelSettings, TrainConfig
 
@@ -109,7 +115,7 @@ class Engine:
         """What this rank trains, from the whole model."""
         size = self._config.parallel.sequence
         shard = Shard.join(size) if size > 1 else None
-        model = self.model.to(self.device, self._dtype)
+        model = with_weights_in(self.model, self._dtype).to(self.device)
         self.network = Network(model, self._config.optimizer.z_loss, shard)
         return self.network
 

@@ -190,6 +190,15 @@ def _apart_rows(x: Tensor, rows: int) -> Tensor:
     return x[0].unflatten(1, (rows, -1)).transpose(0, 1)
 
 
+def with_weights_in(model: Any, dtype: torch.dtype) -> Any:
+    """The model itself; its buffers stay as they are: rotary frequencies in bfloat16 would be off
+    by up to 0.4 %, and those of the saved model are not.
+    """
+    for weight in model.parameters():
+        weight.data = weight.data.to(dtype)
+    return model
+
+
 def prepare(model: Any) -> None:
     """Makes our attention known. Raises UsageError where the head does more than a matrix product:
     that would be trained wrongly without a word.

@@ -35,7 +35,13 @@ from pretrain.errors import UsageError
 from pretrain.packing import IGNORE
 from pretrain.training.engine import Engine
 from pretrain.training.loss import Head
-from pretrain.training.network import PLAIN, MicroBatch, documents_apart, prepare
+from pretrain.training.network import (
+    PLAIN,
+    MicroBatch,
+    documents_apart,
+    prepare,
+    with_weights_in,
+)
 
 # Ids [rows, length] or hidden states [rows, length, H]; positions and targets [rows, length].
 Travelling = tuple[Tensor, Tensor, Tensor]
@@ -96,7 +102,7 @@ class Pipeline(Engine):
         import deepspeed
         from deepspeed.pipe import LayerSpec, PipelineModule, TiedLayerSpec
 
-        model, stages = self.model.to(self._dtype), self._config.parallel.pipeline
+        model, stages = with_weights_in(self.model, self._dtype), self._config.parallel.pipeline
         cuts = check_division(model, stages)
         self._names = {id(weight): name for name, weight in model.named_parameters()}
         head, embedding = model.get_output_embeddings(), model.get_input_embeddings()

@@ -22,6 +22,7 @@ from pretrain.errors import RunError, UsageError
 from pretrain.training import job
 from pretrain.training.checkpoints import step_of, written
 from pretrain.training.loss import Head
+from pretrain.training.network import Network
 from pretrain.training.settings import TrainConfig
 from tests.pretrain.training.small_run import (
     WEIGHTS,
@@ -324,6 +325,25 @@ def test_a_vocabulary_that_is_too_small(whole: Path, shards: Shards, tmp_path: P
     model.save_pretrained(tmp_path / "small")
     with pytest.raises(UsageError, match="64 words"):
         trained(shards, tmp_path / "run", model=str(tmp_path / "small"))
+
+
+def test_in_bfloat16_the_rotary_frequencies_stay_exact(
+    shards: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DeepSpeed leaves them, too; so held-out scores are those of the model that is saved."""
+    seen: list[Any] = []
+    original = Network.forward
+
+    def forward(self: Network, *inputs: Any) -> Any:
+        seen.append((self.model.model.rotary_emb.inv_freq, next(self.model.parameters()).dtype))
+        return original(self, *inputs)
+
+    monkeypatch.setattr(Network, "forward", forward)
+    trained(shards, tmp_path / "run", steps=1, dtype="bfloat16")
+    frequencies, weights = seen[-1]
+    exact = 1e4 ** (-torch.arange(0, 32, 2) / 32)  # heads of 32
+    assert weights is torch.bfloat16
+    assert torch.allclose(frequencies, exact, rtol=1e-6, atol=0)
 
 
 def test_a_size_by_the_dial_and_its_table(
