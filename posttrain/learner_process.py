@@ -37,6 +37,7 @@ from typing import Any
 import numpy as np
 
 from posttrain import waits
+from posttrain.addresses import split_address
 from posttrain.batching import save_batch
 from posttrain.busy import Busy
 from posttrain.checked_files import all_written
@@ -45,7 +46,7 @@ from posttrain.errors import RunError, UsageError
 from posttrain.learner_inline import InlineLearner
 from posttrain.learner_rank import TOKEN
 from posttrain.placement import LISTEN
-from posttrain.rank_link import SILENT_S, RankFailed, RankLink, keep_alive, split_address
+from posttrain.rank_link import SILENT_S, RankFailed, RankLink, keep_alive
 from posttrain.rank_places import hosts_of, place
 from posttrain.types import Batch, Floats, Ints, Learner, Snapshot, StepResult
 from posttrain.waits import waiting

@@ -29,7 +29,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from posttrain.rank_link import connect, keep_alive, send, split_address, take
+from posttrain.addresses import hold_port, split_address
+from posttrain.rank_link import connect, keep_alive, send, take
 
 if TYPE_CHECKING:
     from io import BufferedRWPair
@@ -49,9 +50,10 @@ def main() -> None:
     done = threading.Event()
     scratch = Path(tempfile.mkdtemp(prefix="posttrain-rank-"))
     threading.Thread(target=_end_with, args=(connection, scratch, done), daemon=True).start()
-    with connection, connection.makefile("rwb") as stream:
+    meeting = hold_port(connection.getsockname()[0])  # for rank 0, where the others meet
+    with connection, meeting, connection.makefile("rwb") as stream:
         try:
-            send(stream, _hello(connection))
+            send(stream, _hello(meeting.getsockname()[1]))
             _Service(stream, connection, scratch, arguments.model, done).run()
         except OSError as error:
             _end(f"the connection to the orchestrator broke ({error})", scratch)
@@ -62,12 +64,9 @@ def main() -> None:
     os._exit(0)
 
 
-def _hello(connection: socket.socket) -> dict[str, Any]:
+def _hello(port: int) -> dict[str, Any]:
     """Who this is; numbers are the launcher's, null where there is none."""
     numbers = {name.lower(): os.environ.get(name) for name in ("RANK", "WORLD_SIZE")}
-    with socket.socket(connection.family) as probe:  # for rank 0, where the others meet
-        probe.bind((connection.getsockname()[0], 0))
-        port = probe.getsockname()[1]
     return {
         **{name: None if text is None else int(text) for name, text in numbers.items()},
         "local_rank": int(os.environ.get("LOCAL_RANK", "0")),

@@ -24,9 +24,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+from posttrain.addresses import split_address
 from posttrain.errors import RunError, UsageError
 from posttrain.learner_rank import TOKEN, WAIT_S
-from posttrain.rank_link import connect, split_address
+from posttrain.rank_link import connect
 
 _LOOK_EVERY_S = 0.2
 _END_TIMEOUT_S = 10.0

@@ -21,6 +21,7 @@ from vllm.distributed.weight_transfer.base import ParamMeta, WeightSource
 from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
 from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
 
+from posttrain.addresses import hold_port
 from posttrain.errors import RunError
 from posttrain.server import bearer
 
@@ -46,15 +47,17 @@ class NcclSender:
     ) -> None:
         self._fleet = _Fleet(urls, timeout_s)
         workers = self._fleet.count_workers() if rank == 0 else 0
-        info = NCCLTrainerInitInfo(
-            master_address=_address_towards(urls[0]),
-            master_port=_free_port(),
-            world_size=1 + workers,
-            rank=rank,
-        )
-        self._engine: Any = WeightTransferTrainerFactory.trainer_init(
-            info, client=self._fleet, source=_Source(metadata, tensors)
-        )
+        address = _address_towards(urls[0])
+        with hold_port(address) as held:
+            info = NCCLTrainerInitInfo(
+                master_address=address,
+                master_port=held.getsockname()[1],
+                world_size=1 + workers,
+                rank=rank,
+            )
+            self._engine: Any = WeightTransferTrainerFactory.trainer_init(
+                info, client=self._fleet, source=_Source(metadata, tensors)
+            )
 
     def send(self, version: int) -> None:
         """Leaves the servers paused, with new weights that nobody has verified yet."""
@@ -141,9 +144,3 @@ def _address_towards(url: str) -> str:
     with socket.socket(family, socket.SOCK_DGRAM) as probe:
         probe.connect(address)
         return str(probe.getsockname()[0])
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return int(probe.getsockname()[1])

@@ -196,14 +196,6 @@ def keep_alive(connection: socket.socket, silent_s: float) -> None:
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(silent_s * 1000))
 
 
-def split_address(address: str) -> tuple[str, int]:
-    """HOST:PORT, [HOST]:PORT for IPv6. Raises ValueError."""
-    host, _, port = address.rpartition(":")
-    if not host:
-        raise ValueError(f"{address!r} is not HOST:PORT")
-    return host.strip("[]"), int(port)
-
-
 def _line(message: Mapping[str, Any], files: Sequence[Path], root: Path | None) -> bytes:
     if files and root is not None:
         named = [[str(file.relative_to(root)), file.stat().st_size] for file in files]

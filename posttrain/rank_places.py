@@ -2,7 +2,7 @@
 
 A launcher that numbers its processes has decided that already. Where there is none, the ranks of
 one machine follow each other, and all meet at rank 0: at the address that it connects from, and a
-port that it found free.
+port that it holds.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from __future__ import annotations
 import socket
 from collections.abc import Sequence
 
+from posttrain.addresses import is_loopback
 from posttrain.errors import UsageError
 from posttrain.rank_link import RankLink
-from posttrain.server import is_loopback
 
 
 def hosts_of(ranks: Sequence[RankLink]) -> str:

@@ -51,8 +51,9 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Serve until interrupted; 0 then. Raises UsageError, RunError."""
+    from posttrain.addresses import hold_port, is_loopback
     from posttrain.errors import UsageError
-    from posttrain.server import SPOOL, TOKEN, check_installed, is_loopback
+    from posttrain.server import SPOOL, TOKEN, check_installed
 
     check_installed()
     if not is_loopback(options.host) and not os.environ.get(TOKEN):
@@ -62,20 +63,23 @@ def run(options: argparse.Namespace) -> int:
             "(for example: export POSTTRAIN_ROLLOUT_TOKEN=$(openssl rand -hex 32)), or listen on "
             "127.0.0.1 and bring the port over ssh"
         )
-    spec = _spec(options)
-    with tempfile.TemporaryDirectory(prefix="posttrain-rollout-") as spool:
+    with (
+        hold_port(options.host, options.port) as held,  # the same after a restart
+        tempfile.TemporaryDirectory(prefix="posttrain-rollout-") as spool,
+    ):
+        spec = _spec(options, held.getsockname()[1])
         return asyncio.run(_serve(dataclasses.replace(spec, env={SPOOL: spool})))
 
 
-def _spec(options: argparse.Namespace) -> ServerSpec:
-    from posttrain.server import ServerSpec, device_of_vllm, free_port
+def _spec(options: argparse.Namespace, port: int) -> ServerSpec:
+    from posttrain.server import ServerSpec, device_of_vllm
     from posttrain.vllm_engine import limits_of
 
     return ServerSpec(
         model=options.model,
         log_path=options.log.resolve(),
         host=options.host,
-        port=options.port or free_port(options.host),  # the same after a restart
+        port=port,
         dtype=options.dtype,
         max_model_len=limits_of(options.model, options.max_model_len).window,
         max_num_seqs=options.max_concurrency,

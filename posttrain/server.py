@@ -12,11 +12,9 @@ import asyncio
 import contextlib
 import importlib.metadata
 import importlib.util
-import ipaddress
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -29,6 +27,7 @@ from typing import Any
 import httpx
 
 from posttrain import waits
+from posttrain.addresses import hold_port, reachable
 from posttrain.errors import RunError, UsageError
 
 INSTALL = (
@@ -123,9 +122,9 @@ class VllmServer:
             raise RunError("the server has not been started")
         return self._process.pid
 
-    def address(self) -> tuple[str, int]:
-        """Where it will be reached."""
-        return reachable(self.spec.host), self.spec.port or free_port(self.spec.host)
+    def reached_at(self) -> str:
+        """The host of its URL."""
+        return reachable(self.spec.host)
 
     def command(self, port: int) -> list[str]:
         """What is run."""
@@ -136,10 +135,16 @@ class VllmServer:
         return environment(self.spec)
 
     async def start(self) -> None:
-        """Start the process and wait until it answers. Raises RunError with the log's end."""
+        """Start the process and wait until it answers.
+
+        Raises RunError with the log's end, UsageError where somebody has its port.
+        """
+        with hold_port(self.spec.host, self.spec.port) as held:
+            await self._start(held.getsockname()[1])
+
+    async def _start(self, port: int) -> None:
         began = time.monotonic()
-        host, port = self.address()
-        self.url = f"http://{host}:{port}"
+        self.url = f"http://{self.reached_at()}:{port}"
         self.spec.log_path.parent.mkdir(parents=True, exist_ok=True)
         guard = [sys.executable, "-I", "-S", str(Path(__file__).with_name("server_guard.py"))]
         with self.spec.log_path.open("ab") as log:
@@ -290,25 +295,3 @@ def bearer() -> dict[str, str]:
     """The header that proves to a rollout server who asks; empty without a token."""
     token = os.environ.get(TOKEN, "")
     return {"Authorization": f"Bearer {token}"} if token else {}
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches a server that listens on ``host``."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def reachable(host: str) -> str:
-    """The name by which a server that listens on ``host`` is asked, as a URL has it."""
-    if host in ("0.0.0.0", "::"):
-        return socket.gethostname()
-    return f"[{host}]" if ":" in host else host
-
-
-def free_port(host: str = HOST) -> int:
-    """A port of ``host`` that nobody listens on now."""
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])

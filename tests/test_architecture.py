@@ -38,7 +38,7 @@ PACKAGES = {
 # one entry. Every module must be here, and nothing that is gone.
 ORDER = [
     *("errors", "waits", "event_loop", "busy", "shadowing", "types", "presets", "config", "seeds"),
-    *("jsonl", "memory", "checked_files", "new_folder"),
+    *("jsonl", "memory", "checked_files", "new_folder", "addresses"),
     *("provenance", "run_lock", "status_file", "rollout_files", "run_dir"),
     *("registry", "advantages", "token_tensors", "corrections", "losses", "algorithm"),
     *("packed_attention", "sequence_parallel", "expert_load", "quantised"),

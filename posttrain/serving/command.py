@@ -17,6 +17,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from posttrain.addresses import hold_port
 from posttrain.errors import UsageError
 from posttrain.serving.gate import KEY_VARIABLE
 
@@ -65,12 +66,10 @@ def _serve(options: argparse.Namespace) -> int:
     engine = engine_of(options.engine)
     window = window_of(options.checkpoint, options.max_model_len)
     name = options.name or Path(options.checkpoint).resolve().name
-    taken = _bind(options.host, options.port)
+    taken = hold_port(options.host, options.port)  # to the end: vLLM binds it again
     try:
         if engine == "vllm":
-            host, port = taken.getsockname()[:2]
-            taken.close()
-            asyncio.run(_with_vllm(options, window, name, (host, port)))
+            asyncio.run(_with_vllm(options, window, name, taken.getsockname()[1]))
         else:
             _with_embedded(options, window, name, taken)
     except KeyboardInterrupt:
@@ -121,18 +120,6 @@ def engine_of(asked: str) -> str:
     return "embedded"
 
 
-def _bind(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    taken = socket.socket(family)
-    taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        taken.bind((host, port))
-    except OSError as error:
-        taken.close()
-        raise UsageError(f"--port {port} on {host}: {error.strerror}") from error
-    return taken
-
-
 def _announce(name: str, engine: str, host: str, port: int) -> None:
     """The address on standard output, for programs; the rest is for people."""
     print(f"posttrain: {name} is served by the {engine} engine; Ctrl-C ends it", file=sys.stderr)
@@ -142,18 +129,17 @@ def _announce(name: str, engine: str, host: str, port: int) -> None:
 # engines
 
 
-async def _with_vllm(
-    options: argparse.Namespace, window: int, name: str, address: tuple[str, int]
-) -> None:
+async def _with_vllm(options: argparse.Namespace, window: int, name: str, port: int) -> None:
     from posttrain.export.checkpoint import dtype_of
     from posttrain.server import ServerSpec, device_of_vllm
     from posttrain.serving.vllm_front import PublicServer
 
-    host, port = address
     log = options.log or Path(tempfile.gettempdir()) / f"posttrain-serve-{port}.log"
     spec = ServerSpec(
         model=options.checkpoint,
         log_path=log,
+        host=options.host,
+        port=port,
         dtype=dtype_of(options.checkpoint) if options.dtype == "auto" else options.dtype,
         max_model_len=window,
         max_num_seqs=options.max_batch,
@@ -161,11 +147,11 @@ async def _with_vllm(
         kv_cache_gib=options.kv_cache_gib,
         device=device_of_vllm(),
     )
-    server = PublicServer(spec, _front(options.checkpoint, name, address))
+    server = PublicServer(spec, _front(options.checkpoint, name))
     print(f"posttrain: starting vLLM; its log is {log}", file=sys.stderr)
     try:
         await server.start()
-        _announce(name, "vllm", host, port)
+        _announce(name, "vllm", options.host, port)
         await server.watch()
     finally:
         await server.stop()
@@ -193,7 +179,7 @@ def _with_embedded(
     uvicorn.Server(config).run(sockets=[taken])
 
 
-def _front(checkpoint: str, name: str, address: tuple[str, int]) -> Front:
+def _front(checkpoint: str, name: str) -> Front:
     """What the checkpoint's tokenizer says of how it is to be served."""
     from transformers import GenerationConfig
 
@@ -207,7 +193,7 @@ def _front(checkpoint: str, name: str, address: tuple[str, int]) -> Front:
     except OSError:  # it has no generation_config.json
         generation = GenerationConfig()
     parser = tool_parser_of(tokenizer.chat_template or "")
-    return Front(*address, name, end_ids(tokenizer, generation), parser)
+    return Front(name, end_ids(tokenizer, generation), parser)
 
 
 def _chat(options: argparse.Namespace) -> int:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from envs.tool_formats import format_of
+from posttrain.addresses import reachable
 from posttrain.errors import RunError
 from posttrain.server import ServerSpec, VllmServer, cpu_flags, environment
 
@@ -24,10 +25,8 @@ _TOOL_PARSERS = {"hermes": "hermes", "llama3": "llama3_json", "mistral": "mistra
 
 @dataclass(frozen=True, slots=True)
 class Front:
-    """Where and as what the model is served."""
+    """As what the model is served."""
 
-    host: str
-    port: int
     name: str
     end_ids: tuple[int, ...]  # the tokens that end a turn
     tool_parser: str = ""  # vLLM's name for how the model writes tool calls; empty: it writes none
@@ -40,13 +39,12 @@ class PublicServer(VllmServer):
         super().__init__(spec)
         self._front = front
 
-    def address(self) -> tuple[str, int]:
-        """Where this machine reaches it: an address that stands for all of them can't be called."""
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self._front.host, self._front.host)
-        return f"[{host}]" if ":" in host else host, self._front.port
+    def reached_at(self) -> str:
+        """By this machine, which asks whether it is ready."""
+        return reachable({"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.spec.host, self.spec.host))
 
     def command(self, port: int) -> list[str]:
-        return public_command(self.spec, self._front)
+        return public_command(self.spec, self._front, port)
 
     def environment(self) -> dict[str, str]:
         env = environment(self.spec)
@@ -71,13 +69,13 @@ def tool_parser_of(template: str) -> str:
     return _TOOL_PARSERS[form.name]
 
 
-def public_command(spec: ServerSpec, front: Front) -> list[str]:
+def public_command(spec: ServerSpec, front: Front, port: int) -> list[str]:
     """The command line of a server for users."""
     flags: dict[str, Any] = {
         "--model": spec.model,
         "--served-model-name": front.name,
-        "--host": front.host,
-        "--port": front.port,
+        "--host": spec.host,
+        "--port": port,
         "--dtype": spec.dtype,
         "--max-model-len": spec.max_model_len,
         "--max-num-seqs": spec.max_num_seqs,

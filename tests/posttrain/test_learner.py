@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -29,6 +28,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from posttrain.addresses import hold_port
 from posttrain.batching import pack
 from posttrain.config import GrpoConfig
 from posttrain.engine_settings import deepspeed_config
@@ -726,15 +726,18 @@ def test_a_stranger_is_not_a_rank(checkpoint: Path, tmp_path: Path) -> None:
     assert learner._joined.empty()
 
 
-def test_a_rank_started_by_hand_can_join(
-    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def address(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Where the learner of this test waits for ranks that know the token."""
+    with hold_port("127.0.0.1") as held:
+        address = f"127.0.0.1:{held.getsockname()[1]}"
+        monkeypatch.setenv("POSTTRAIN_LEARNER_LISTEN", address)
+        monkeypatch.setenv("POSTTRAIN_LEARNER_TOKEN", "between us")
+        yield address
+
+
+def test_a_rank_started_by_hand_can_join(checkpoint: Path, tmp_path: Path, address: str) -> None:
     """As on another machine: nothing is started here, and the rank knows address and token."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
-    monkeypatch.setenv("POSTTRAIN_LEARNER_LISTEN", address)
-    monkeypatch.setenv("POSTTRAIN_LEARNER_TOKEN", "between us")
 
     async def main() -> StepResult:
         learner = make_learner(process(checkpoint), PROBE, tmp_path)
@@ -765,16 +768,11 @@ learner_rank.main()
 
 
 def test_a_rank_that_does_not_see_the_run_sends_what_it_writes(
-    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    checkpoint: Path, tmp_path: Path, address: str
 ) -> None:
     """Weights, checkpoint and model are what a rank of this machine writes, bit for bit."""
     run, far = tmp_path / "run", tmp_path / "far"
     far.mkdir()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
-    monkeypatch.setenv("POSTTRAIN_LEARNER_LISTEN", address)
-    monkeypatch.setenv("POSTTRAIN_LEARNER_TOKEN", "between us")
 
     async def life(learner, folder: Path) -> Path:
         await learner.train(make_batch(0))

@@ -4,6 +4,7 @@ import asyncio
 import importlib.util
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -119,6 +120,9 @@ def test_a_server_that_is_slow_to_come_up_is_ended_at_the_deadline(vllm_checkpoi
         starting = asyncio.create_task(server.start())
         await asyncio.sleep(0.5)
         started.append(server.pid)
+        port = int(server.url.rpartition(":")[2])
+        with socket.socket() as stranger, pytest.raises(OSError, match="in use"):
+            stranger.bind(("127.0.0.1", port))  # it is not listening yet, and has its port
         await starting
 
     with pytest.raises(RunError, match=r"not ready in 1 s \(grpo\.startup_timeout_s\)"):

@@ -4,7 +4,6 @@ import asyncio
 import importlib.util
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ import urllib.request
 
 import pytest
 
+from posttrain.addresses import hold_port
 from rewards import Outcome
 from rewards.judge import Criterion, Rubric, load
 
@@ -71,9 +71,8 @@ def wide_checkpoint(tmp_path_factory):
 @pytest.fixture(scope="module")
 def url(wide_checkpoint):
     """Address of a vLLM that serves it as "tiny", ended with all its processes."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    held = hold_port("127.0.0.1")
+    port = held.getsockname()[1]
     flags = {
         **{"--model": wide_checkpoint, "--served-model-name": "tiny", "--host": "127.0.0.1"},
         **{"--port": port, "--dtype": "bfloat16", "--max-model-len": 8192, "--max-num-seqs": 8},
@@ -99,6 +98,7 @@ def url(wide_checkpoint):
     finally:
         os.killpg(server.pid, signal.SIGKILL)
         server.wait(20)
+        held.close()
 
 
 def _wait_until_healthy(server, base, log, seconds=200):

@@ -63,14 +63,14 @@ def test_without_the_servers_packages_the_fix_is_named(checkpoint, monkeypatch, 
 def test_vllm_for_users_has_the_gate_and_no_development_routes(tmp_path, monkeypatch):
     monkeypatch.setenv("VLLM_SERVER_DEV_MODE", "1")
     monkeypatch.setenv("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "1")
-    spec = ServerSpec(model="m", log_path=tmp_path / "log", lora_rank=8)
-    front = Front("0.0.0.0", 8000, "name", (3, 0), "hermes")
+    spec = ServerSpec(model="m", log_path=tmp_path / "log", host="0.0.0.0", lora_rank=8)
+    front = Front("name", (3, 0), "hermes")
     server = PublicServer(spec, front)
     assert not {"VLLM_SERVER_DEV_MODE", "VLLM_ALLOW_RUNTIME_LORA_UPDATING"} & set(
         server.environment()
     )
-    assert server.address() == ("127.0.0.1", 8000)
-    words = public_command(spec, front)
+    assert server.reached_at() == "127.0.0.1"
+    words = public_command(spec, front, 8000)
     told = dict(zip(words, words[1:], strict=False))
     assert told["--middleware"] == "posttrain.serving.gate.Gate"
     assert json.loads(told["--override-generation-config"]) == {"eos_token_id": [3, 0]}

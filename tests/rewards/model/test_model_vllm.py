@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ import pytest
 
 import rewards
 import rewards.model
+from posttrain.addresses import hold_port
 from rewards import Case, Outcome, UsageError
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
@@ -36,9 +36,8 @@ ANSWERS = [
 def vllm(model, log, *extra):
     """The URL of a pooling server that ends with this block, and with this process."""
     pytest.importorskip("vllm")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    held = hold_port("127.0.0.1")
+    port = held.getsockname()[1]
     guard = [sys.executable, "-I", "-S", str(GUARD)]
     server = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)]
     where = ["--host", "127.0.0.1", "--port", str(port), "--enforce-eager"]
@@ -71,6 +70,7 @@ def vllm(model, log, *extra):
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait(20)
+        held.close()
 
 
 def _wait(url, process, log):
