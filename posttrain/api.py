@@ -14,9 +14,8 @@ from typing import Any
 
 import rewards
 from envs import Environment
-from posttrain.attached import check_servers
-from posttrain.checkpoint import Start, find_start
 from posttrain.config import CheckpointSettings, GrpoConfig, GrpoSettings, Settings, make_config
+from posttrain.engines.attached import check_servers
 from posttrain.execution import evaluate_model, execute
 from posttrain.held_out import read_result
 from posttrain.job import model_folder
@@ -24,7 +23,8 @@ from posttrain.preparation import prepare
 from posttrain.presets import explain
 from posttrain.registry import choice_of
 from posttrain.resumption import changed_config, check_length
-from posttrain.run_dir import RunDir
+from posttrain.storage.checkpoint import Start, find_start
+from posttrain.storage.run_dir import RunDir
 from posttrain.types import EvalResult
 
 Reward = Callable[..., Any]

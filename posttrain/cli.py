@@ -11,7 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from posttrain import check_env, learner_remote, rollout_server
+from posttrain import check_env
+from posttrain.engines import rollout_server
 from posttrain.errors import RunError, UsageError
 from posttrain.evaluation.arena import add_parser as add_arena_parser
 from posttrain.evaluation.command import add_parsers as add_evaluation_parsers
@@ -19,6 +20,7 @@ from posttrain.evaluation.decontaminate import add_parser as add_decontaminate_p
 from posttrain.evaluation.judge_pairs import add_parser as add_judge_pairs_parser
 from posttrain.evaluation.vote_page import add_parser as add_vote_parser
 from posttrain.export.command import add_parsers as add_export_parsers
+from posttrain.learner import remote as learner_remote
 from posttrain.report.command import add_parsers as add_report_parsers
 from posttrain.serving.command import add_parsers as add_serving_parsers
 from posttrain.trainers import preference_commands, sft_command
@@ -150,8 +152,8 @@ def _given(options: argparse.Namespace) -> tuple[str | None, list[str]]:
 
 
 def _plan(options: argparse.Namespace) -> int:
-    from posttrain.plan import Wishes
-    from posttrain.plan_text import show_plan
+    from posttrain.planning.plan import Wishes
+    from posttrain.planning.plan_text import show_plan
 
     wishes = Wishes(options.calibrate, options.price, options.answer_tokens)
     return show_plan(*_given(options), wishes, as_json=options.json)

@@ -15,20 +15,20 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from posttrain.checked_files import is_full
-from posttrain.checkpoint import Start
 from posttrain.console import Console
-from posttrain.engines import make_engine
+from posttrain.engines.choice import make_engine
 from posttrain.errors import RunError
 from posttrain.event_loop import run_async
 from posttrain.held_out import evaluate, read_result
 from posttrain.job import Job, model_folder, probe_ids, restored_base
-from posttrain.learner_process import make_learner
+from posttrain.learner.process import make_learner
 from posttrain.loop import train
 from posttrain.preparation import Prepared
-from posttrain.run_dir import RunDir
 from posttrain.seeds import derive_seed
-from posttrain.status_file import StatusFile
+from posttrain.storage.checked_files import is_full
+from posttrain.storage.checkpoint import Start
+from posttrain.storage.run_dir import RunDir
+from posttrain.storage.status_file import StatusFile
 from posttrain.trackers import make_trackers
 from posttrain.types import EvalResult
 

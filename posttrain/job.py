@@ -23,18 +23,18 @@ import numpy as np
 
 from posttrain.algorithm import Algorithm
 from posttrain.batching import attention_at
-from posttrain.checkpoint import Checkpoints, Start
 from posttrain.config import GrpoConfig
 from posttrain.console import Console
-from posttrain.engine_settings import choices_text
+from posttrain.engines.logprob_server import SENTENCE, LogprobServer
 from posttrain.errors import RunError, first_error
-from posttrain.expert_load import collapse_text
-from posttrain.logprob_server import SENTENCE, LogprobServer
+from posttrain.learner.engine_settings import choices_text
+from posttrain.model.expert_load import collapse_text
 from posttrain.preparation import Prepared
 from posttrain.rollout import Player
-from posttrain.run_dir import RunDir
 from posttrain.run_evaluation import RunEvaluation
 from posttrain.step import Credit
+from posttrain.storage.checkpoint import Checkpoints, Start
+from posttrain.storage.run_dir import RunDir
 from posttrain.trackers import Trackers
 from posttrain.types import Engine, Group, Ints, Learner, Rollout
 

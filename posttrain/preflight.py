@@ -16,9 +16,9 @@ from envs import Environment, Task
 from posttrain.algorithm import Algorithm
 from posttrain.chat import Chat
 from posttrain.config import GrpoConfig, LearnerSettings
+from posttrain.engines.server import LONGEST_RANK
 from posttrain.errors import UsageError
 from posttrain.placement import placement_of
-from posttrain.server import LONGEST_RANK
 
 _LONGEST_WINDOW = (
     4096  # tokens; a larger one is taken only when asked for: the KV cache pays for it
@@ -93,7 +93,7 @@ def check_model(config: GrpoConfig) -> None:
         return
     from transformers import AutoConfig
 
-    from posttrain.sequence_parallel import can_share, head_sizes
+    from posttrain.model.sequence_parallel import can_share, head_sizes
 
     found: Any = AutoConfig.from_pretrained(config.model).get_text_config()
     if not can_share(found, learner.sequence_parallel):

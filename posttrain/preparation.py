@@ -91,7 +91,7 @@ def prepare(
 def _check_lora_targets(config: GrpoConfig) -> None:
     if config.learner.lora is None:
         return  # torch and transformers are slow to import
-    from posttrain.lora import check_targets
+    from posttrain.model.lora import check_targets
 
     if config.learner.lora is not None:
         check_targets(config.learner.lora.targets, config.model)

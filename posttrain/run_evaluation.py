@@ -20,8 +20,8 @@ from posttrain.preparation import Prepared
 from posttrain.report import unsaid
 from posttrain.report.hacking import forgotten
 from posttrain.report.history import read_history
-from posttrain.run_dir import RunDir
 from posttrain.seeds import derive_seed
+from posttrain.storage.run_dir import RunDir
 from posttrain.types import Engine, EvalResult
 
 

@@ -15,9 +15,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from posttrain.checkpoint import checkpoint_step, list_checkpoints
-from posttrain.run_dir import RunDir
-from posttrain.status_file import NAME, SIGN_OF_LIFE_S, process_state
+from posttrain.storage.checkpoint import checkpoint_step, list_checkpoints
+from posttrain.storage.run_dir import RunDir
+from posttrain.storage.status_file import NAME, SIGN_OF_LIFE_S, process_state
 from posttrain.waits import QUEUED, REQUESTS
 
 _SILENT_S = 3 * SIGN_OF_LIFE_S

@@ -26,8 +26,8 @@ from posttrain.advantages import StepRewards, TokenRewards, gae_returns, whiten
 from posttrain.algorithm import Algorithm
 from posttrain.batching import pack, samples_of
 from posttrain.config import GrpoConfig
+from posttrain.engines.logprob_server import LogprobServer
 from posttrain.errors import RunError
-from posttrain.logprob_server import LogprobServer
 from posttrain.losses import denominator
 from posttrain.types import Batch, FinishReason, Floats, Group, Learner, Rollout, Sample
 from rewards import Outcome

@@ -13,8 +13,8 @@ import psutil
 import pytest
 from transformers import AutoModelForCausalLM
 
-from posttrain.checkpoint import list_checkpoints
-from posttrain.run_dir import RunDir
+from posttrain.storage.checkpoint import list_checkpoints
+from posttrain.storage.run_dir import RunDir
 from tests import forked
 
 JOB = Path(__file__).parent / "posttrain" / "small_job.py"
@@ -70,7 +70,7 @@ class Job:
                 line = " ".join(child.cmdline())
             except psutil.NoSuchProcess:  # it has ended, or is a zombie
                 continue
-            if all(word in line for word in words) and "server_guard" not in line:
+            if all(word in line for word in words) and "process_guard" not in line:
                 return child.pid
         raise AssertionError(f"no process with {words}")
 
@@ -172,7 +172,7 @@ def test_a_dead_learner_rank_stops_the_run_with_a_hint(checkpoint, tmp_path):
     }
     job = Job(checkpoint, tmp_path / "run", settings)
     job.until_step(2)
-    os.kill(job.find("posttrain.learner_rank"), signal.SIGKILL)
+    os.kill(job.find("posttrain.learner.rank"), signal.SIGKILL)
     assert job.wait(60) == 1
     assert f"posttrain resume {job.run_dir}" in job.log.read_text()
 

@@ -84,7 +84,7 @@ def _of_file(path: Path) -> Iterator[tuple[str, str, str]]:
 
 def _of_folder(path: Path) -> Iterator[tuple[str, str, str]]:
     from posttrain.evaluation.results import read_evaluation
-    from posttrain.rollout_files import RolloutFiles
+    from posttrain.storage.rollout_files import RolloutFiles
 
     benchmarks = read_evaluation(path)["benchmarks"]
     suites = [f"{name}/{one}" for name, by in benchmarks.items() for one in by["templates"]]

@@ -179,7 +179,7 @@ def _perplexity(options: argparse.Namespace) -> int:
     import torch
     from transformers import AutoTokenizer
 
-    from posttrain.policy import load_policy
+    from posttrain.model.policy import load_policy
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     policy = load_policy(options.model, getattr(torch, options.dtype), device).eval()

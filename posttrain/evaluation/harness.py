@@ -30,12 +30,12 @@ from lm_eval.tasks import TaskManager
 
 from posttrain import preflight
 from posttrain.config import make_config
-from posttrain.engines import make_engine
+from posttrain.engines.choice import make_engine
 from posttrain.errors import UsageError
 from posttrain.evaluation.results import RESULT, summarise_benchmark
 from posttrain.evaluation.statistics import bootstrap_interval
 from posttrain.event_loop import run_async
-from posttrain.provenance import provenance
+from posttrain.storage.provenance import provenance
 from posttrain.types import Engine, Ints, Request, Sampling
 
 HEADLINES = ("acc", "exact_match", "acc_norm")

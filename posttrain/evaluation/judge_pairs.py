@@ -53,7 +53,7 @@ def read_sides(options: argparse.Namespace) -> tuple[Side, Side, list[Answered]]
 def _judge_pairs(options: argparse.Namespace) -> int:
     from posttrain.evaluation.answers import shown
     from posttrain.evaluation.win_rate import win_rate
-    from posttrain.jsonl import to_json
+    from posttrain.storage.jsonl import to_json
     from rewards.judge.audit import ask_all
     from rewards.judge.pairs import Pair
 

@@ -22,8 +22,8 @@ import torch
 
 from envs.files import read as read_file
 from posttrain.errors import UsageError
-from posttrain.packed_attention import Layout
-from posttrain.policy import Policy
+from posttrain.model.packed_attention import Layout
+from posttrain.model.policy import Policy
 
 _TOKENS = {"cpu": 4096, "cuda": 65_536}  # of a batch: windows are packed up to this
 

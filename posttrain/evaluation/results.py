@@ -2,7 +2,7 @@
 
     OUT/
       eval.json            settings, versions, and per benchmark the numbers below
-      rollouts/            every sample (``posttrain.rollout_files``; one "step" is one suite)
+      rollouts/            every sample (``storage.rollout_files``; one "step" is one suite)
 
 Of each benchmark: accuracy (mean@k) with a bootstrap interval over tasks, pass@k, maj@k, format
 failures apart from wrong answers, and the same under each template with the spread between them.

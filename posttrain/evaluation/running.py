@@ -18,15 +18,15 @@ from typing import Any
 from posttrain import preflight
 from posttrain.chat import Chat
 from posttrain.config import GrpoConfig, make_config
-from posttrain.engines import make_engine
+from posttrain.engines.choice import make_engine
 from posttrain.errors import UsageError
 from posttrain.evaluation.results import RESULT, summarise_benchmark, summarise_suite
 from posttrain.evaluation.sources import Suite, Wanted, check_room, suites
 from posttrain.event_loop import run_async
-from posttrain.provenance import provenance
 from posttrain.rollout import EpisodeLimits, Player
-from posttrain.rollout_files import RolloutFiles
 from posttrain.seeds import derive_seed
+from posttrain.storage.provenance import provenance
+from posttrain.storage.rollout_files import RolloutFiles
 from posttrain.types import Engine, Group, Sampling
 
 _SETTINGS = "settings.json"

@@ -49,7 +49,7 @@ class Poll:
     def __init__(
         self, names: tuple[str, str], pairs: Sequence[Answered], out: Path, voter: str, seed: int
     ) -> None:
-        from posttrain.jsonl import JsonLines
+        from posttrain.storage.jsonl import JsonLines
 
         self._names, self._voter, self._seed = names, voter, seed
         done = {vote.get("task") for vote in _earlier(out) if self._is_ours(vote)}
@@ -107,7 +107,7 @@ class Poll:
 def _earlier(out: Path) -> list[dict[str, Any]]:
     """The votes that are in the file. Raises UsageError when it is another kind of file."""
     from posttrain.evaluation.votes import read_votes
-    from posttrain.jsonl import read_lines
+    from posttrain.storage.jsonl import read_lines
 
     if out.exists() and out.stat().st_size:
         read_votes(out)
@@ -165,7 +165,7 @@ def _handler(poll: Poll, page: str, token: str) -> type[BaseHTTPRequestHandler]:
             return name in ("127.0.0.1", "localhost")
 
         def _send(self, status: int, content: str | dict[str, Any]) -> None:
-            from posttrain.jsonl import to_json
+            from posttrain.storage.jsonl import to_json
 
             is_page = isinstance(content, str)
             data = (content if isinstance(content, str) else to_json(content)).encode()

@@ -55,7 +55,7 @@ def _merge(options: argparse.Namespace) -> int:
     os.environ.setdefault("TQDM_DISABLE", "1")  # the libraries' bars, of no use to anybody here
     from posttrain.export.checkpoint import dtype_of
     from posttrain.export.merge import merge, write_merged
-    from posttrain.new_folder import check_free, new_folder
+    from posttrain.storage.new_folder import check_free, new_folder
 
     check_free(options.out)
     merged = merge(options.adapter, options.base, tolerance=options.tolerance)

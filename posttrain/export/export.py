@@ -27,8 +27,8 @@ from posttrain.export.checkpoint import (
 from posttrain.export.merge import is_adapter, merge, write_merged
 from posttrain.export.quantize import check_available, finish, quantize
 from posttrain.export.records import licence_of, run_of, stages
-from posttrain.new_folder import check_free, new_folder
 from posttrain.preflight import read_config
+from posttrain.storage.new_folder import check_free, new_folder
 
 _LONGEST_TEXT = 1024  # tokens of a window in which a text is scored
 

@@ -25,15 +25,15 @@ import torch
 from envs import Environment
 from posttrain.chat import Chat
 from posttrain.config import CheckpointSettings
-from posttrain.embedded import EmbeddedEngine
+from posttrain.engines.embedded import EmbeddedEngine
 from posttrain.errors import RunError, UsageError
 from posttrain.event_loop import run_async
 from posttrain.export.checkpoint import dtype_of, load_model
 from posttrain.held_out import summarise
-from posttrain.jsonl import read_lines
 from posttrain.preparation import Prepared, prepare
-from posttrain.run_dir import RunDir
 from posttrain.seeds import derive_seed
+from posttrain.storage.jsonl import read_lines
+from posttrain.storage.run_dir import RunDir
 from posttrain.types import EvalResult, Group
 
 _MOST_TOKENS = 200_000  # of a text that are scored

@@ -114,6 +114,6 @@ def _json(path: Path) -> Any:
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    from posttrain.jsonl import read_lines
+    from posttrain.storage.jsonl import read_lines
 
     return (record for record in read_lines(path)[0] if isinstance(record, dict))

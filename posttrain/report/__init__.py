@@ -32,7 +32,7 @@ from posttrain.errors import UsageError
 if TYPE_CHECKING:
     from posttrain.report.hacking import Alarm
     from posttrain.report.history import History
-    from posttrain.run_dir import RunDir
+    from posttrain.storage.run_dir import RunDir
 
 
 def write_report(run: Path | str, out: Path | None = None, others: Sequence[Path] = ()) -> Path:
@@ -76,7 +76,7 @@ def record_alarms(path: Path) -> list[str]:
 
     A live run records its own when it ends, and of a run that can't be written they are told alone.
     """
-    from posttrain.run_dir import RunDir
+    from posttrain.storage.run_dir import RunDir
 
     run = RunDir.open(path)
     found = new_alarms(run)

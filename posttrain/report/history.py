@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.evaluation.forgetting import curves
-from posttrain.jsonl import read_lines
-from posttrain.run_dir import RunDir
+from posttrain.storage.jsonl import read_lines
+from posttrain.storage.run_dir import RunDir
 
 Record = Mapping[str, Any]
 

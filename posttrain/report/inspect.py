@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, TextIO
 
 from posttrain.errors import UsageError
 from posttrain.report.rollouts import message_text
-from posttrain.rollout_files import RolloutFiles
-from posttrain.run_dir import RunDir
+from posttrain.storage.rollout_files import RolloutFiles
+from posttrain.storage.run_dir import RunDir
 from posttrain.types import Group, Rollout
 from rewards import Outcome
 

@@ -17,7 +17,7 @@ from socket import socket
 from typing import Any
 
 from posttrain.errors import UsageError
-from posttrain.run_dir import RunDir
+from posttrain.storage.run_dir import RunDir
 
 FRESH_S = 3.0
 POLL_S = 3.0

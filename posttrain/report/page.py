@@ -17,7 +17,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from posttrain.jsonl import finite
 from posttrain.report import compare, headline
 from posttrain.report.charts import charts, marks, overlays, time_totals
 from posttrain.report.hacking import Signal, Watch, watch
@@ -25,6 +24,7 @@ from posttrain.report.history import History, Record, leaves, plain, read_histor
 from posttrain.report.rollouts import browsable
 from posttrain.report.timeline import timeline
 from posttrain.report.tokens import TokenTexts
+from posttrain.storage.jsonl import finite
 
 _MARKS = '<p class="note">Dotted lines: skipped steps and restarts of a rollout server.</p>'
 MAX_EVENTS = 500  # rows of the events table: the first and the last half of them

@@ -14,7 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from posttrain.errors import RunError
-from posttrain.serving.command import engine_of, window_of
+from posttrain.process_guard import GUARD
+from posttrain.serving.checks import engine_of, window_of
 
 _END_S = 20.0
 
@@ -31,11 +32,10 @@ def served(
     """
     window_of(str(checkpoint), 0)
     engine = engine_of(engine)
-    guard = [sys.executable, "-I", "-S", str(Path(__file__).parent.parent / "server_guard.py")]
     command = [sys.executable, "-m", "posttrain.cli", "serve", str(checkpoint)]
     command += ["--port", "0", "--engine", engine, *(["--name", name] if name else [])]
     process = subprocess.Popen(
-        [*guard, *command],
+        [*GUARD, *command],
         stdin=subprocess.PIPE,  # closed when this process ends: then the guard ends the server
         stdout=subprocess.PIPE,
         text=True,

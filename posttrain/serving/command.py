@@ -1,15 +1,12 @@
-"""``posttrain serve`` and ``posttrain chat``: their options, and what is refused before a start.
+"""``posttrain serve`` and ``posttrain chat``: their options, and the servers behind them.
 
-Decides who may reach the server: this machine, unless there is an API key. Nothing heavy is
-imported until a command runs.
+Nothing heavy is imported until a command runs.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import importlib.util
-import ipaddress
 import os
 import socket
 import sys
@@ -18,14 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from posttrain.addresses import hold_port
-from posttrain.errors import UsageError
-from posttrain.serving.gate import KEY_VARIABLE
+from posttrain.serving.checks import check_host, engine_of, window_of
 
 if TYPE_CHECKING:
     from posttrain.serving.vllm_front import Front
-
-INSTALL = "pip install 'posttrain[serve]'"
-_LONGEST_WINDOW = 32768  # tokens; a larger one is taken only when asked for
 
 
 def add_parsers(commands: Any) -> None:
@@ -79,47 +72,6 @@ def _serve(options: argparse.Namespace) -> int:
     return 0
 
 
-def check_host(host: str) -> None:
-    """Raises UsageError for an address that others can reach, where there is no key."""
-    if host == "localhost":
-        return
-    try:
-        local = ipaddress.ip_address(host).is_loopback
-    except ValueError as error:
-        raise UsageError(f"--host {host!r} is not an IP address") from error
-    if not local and not os.environ.get(KEY_VARIABLE):
-        raise UsageError(
-            f"--host {host} lets others use the model: set the environment variable "
-            f"{KEY_VARIABLE} to a key that they have to send, or keep to 127.0.0.1"
-        )
-
-
-def window_of(checkpoint: str, asked: int) -> int:
-    """The window in tokens. Raises UsageError for what is no checkpoint, or a window too wide."""
-    from posttrain.preflight import read_config
-
-    config = read_config(checkpoint).get_text_config()
-    own = int(getattr(config, "max_position_embeddings", _LONGEST_WINDOW))
-    if asked > own:
-        raise UsageError(f"--max-model-len {asked}: the model's window is {own} tokens")
-    return asked or min(own, _LONGEST_WINDOW)
-
-
-def engine_of(asked: str) -> str:
-    """ "vllm" or "embedded"; raises UsageError when what it needs is not installed."""
-    has_vllm = importlib.util.find_spec("vllm") is not None
-    if asked == "vllm" and not has_vllm:
-        from posttrain import server
-
-        raise UsageError(f"vLLM is not installed: {server.INSTALL}; or take --engine embedded")
-    if asked == "vllm" or (asked == "auto" and has_vllm):
-        return "vllm"
-    missing = [p for p in ("starlette", "uvicorn") if importlib.util.find_spec(p) is None]
-    if missing:
-        raise UsageError(f"the server needs {' and '.join(missing)}: {INSTALL}")
-    return "embedded"
-
-
 def _announce(name: str, engine: str, host: str, port: int) -> None:
     """The address on standard output, for programs; the rest is for people."""
     print(f"posttrain: {name} is served by the {engine} engine; Ctrl-C ends it", file=sys.stderr)
@@ -130,8 +82,8 @@ def _announce(name: str, engine: str, host: str, port: int) -> None:
 
 
 async def _with_vllm(options: argparse.Namespace, window: int, name: str, port: int) -> None:
+    from posttrain.engines.server import ServerSpec, device_of_vllm
     from posttrain.export.checkpoint import dtype_of
-    from posttrain.server import ServerSpec, device_of_vllm
     from posttrain.serving.vllm_front import PublicServer
 
     log = options.log or Path(tempfile.gettempdir()) / f"posttrain-serve-{port}.log"

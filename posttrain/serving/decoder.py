@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from posttrain.embedded import DecodingBatch
+from posttrain.engines.embedded import DecodingBatch
 from posttrain.types import Request
 from posttrain.waits import REQUESTS, waiting
 

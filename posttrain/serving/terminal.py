@@ -21,7 +21,7 @@ from typing import Any, Protocol
 import httpx
 
 from posttrain.errors import RunError, UsageError
-from posttrain.serving.command import window_of
+from posttrain.serving.checks import window_of
 from posttrain.serving.gate import KEY_VARIABLE
 
 HELP = """\

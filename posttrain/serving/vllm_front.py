@@ -16,8 +16,8 @@ from typing import Any
 
 from envs.tool_formats import format_of
 from posttrain.addresses import reachable
+from posttrain.engines.server import ServerSpec, VllmServer, cpu_flags, environment
 from posttrain.errors import RunError
-from posttrain.server import ServerSpec, VllmServer, cpu_flags, environment
 
 _WATCH_EVERY_S = 0.5
 _TOOL_PARSERS = {"hermes": "hermes", "llama3": "llama3_json", "mistral": "mistral"}

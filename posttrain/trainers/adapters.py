@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 def check_adapter(settings: AdapterSettings | None, model: str) -> None:
     """Raise UsageError for targets that the model does not have, or without bitsandbytes."""
-    from posttrain.lora import check_targets
+    from posttrain.model.lora import check_targets
 
     if settings is None:
         return
@@ -68,7 +68,7 @@ def quantisation(settings: AdapterSettings | None, *whole: str) -> Any:
         return None
     import torch
 
-    from posttrain.quantised import nf4
+    from posttrain.model.quantised import nf4
 
     return nf4(torch.bfloat16, list(whole) or None)
 
@@ -80,7 +80,7 @@ def settle_quantised(trainer: Trainer, start: str = "") -> None:
     folder of the adapter that is gone on with: its weights are read again, for
     a reference that is a copy of it as well. To be called before the first pass.
     """
-    from posttrain.quantised import keep_one_format
+    from posttrain.model.quantised import keep_one_format
 
     model: Any = trainer.model
     if not getattr(model, "is_loaded_in_4bit", False):

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from posttrain.packed_attention import Layout, packed_attention
-from posttrain.policy import attention_for
+from posttrain.model.packed_attention import Layout, packed_attention
+from posttrain.model.policy import attention_for
 
 _NAME = "posttrain_packed_boundaries"
 _latest: tuple[Tensor, Layout] | None = None  # every layer of a step asks for the same

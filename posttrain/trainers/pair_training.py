@@ -14,8 +14,8 @@ from typing import Any, Generic, Protocol, TypeVar
 from pydantic import Field
 
 from posttrain.config import Share
-from posttrain.jsonl import finite
-from posttrain.provenance import package_versions
+from posttrain.storage.jsonl import finite
+from posttrain.storage.provenance import package_versions
 from posttrain.trainers.adapters import check_adapter, save_model, settle_quantised
 from posttrain.trainers.preference_data import Row, fingerprint
 from posttrain.trainers.settings import TrainerSettings, main_rank

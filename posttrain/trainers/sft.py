@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from posttrain.errors import UsageError
-from posttrain.jsonl import finite
-from posttrain.provenance import package_versions
+from posttrain.storage.jsonl import finite
+from posttrain.storage.provenance import package_versions
 from posttrain.trainers.adapters import settle_quantised
 from posttrain.trainers.conversations import name_of
 from posttrain.trainers.examples import Example, Examples, make_examples

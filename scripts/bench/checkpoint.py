@@ -22,7 +22,7 @@ import numpy as np
 
 from posttrain.batching import pack
 from posttrain.config import GrpoConfig
-from posttrain.learner_inline import InlineLearner
+from posttrain.learner.inline import InlineLearner
 from posttrain.types import Batch, Sample
 
 VOCABULARY, LENGTH, SAMPLES = 8192, 256, 8

@@ -42,11 +42,11 @@ from typing import Any  # noqa: E402
 
 import psutil  # noqa: E402
 
-from posttrain.client import VllmClient  # noqa: E402
+from posttrain.engines.client import VllmClient  # noqa: E402
+from posttrain.engines.vllm_engine import VllmEngine  # noqa: E402
 from posttrain.evaluation.running import EvalJob, Ready, evaluate_on, make_ready  # noqa: E402
 from posttrain.evaluation.sources import Wanted  # noqa: E402
 from posttrain.types import Request, Sampling  # noqa: E402
-from posttrain.vllm_engine import VllmEngine  # noqa: E402
 
 TIMEOUT_S = 600.0
 Measured = tuple[float, int]  # seconds, completion tokens

@@ -45,7 +45,7 @@ import numpy as np
 
 IMPORTS = (
     "deepspeed",
-    "posttrain.learner",
+    "posttrain.learner.learner",
     "transformers.models.qwen3.modeling_qwen3",
     "trl.trainer.grpo_trainer",
 )
@@ -293,7 +293,7 @@ def _timed(once: Callable[[], None]) -> Steps:
 def _ours(cell: Cell, kind: str, meter: Meter) -> Steps:
     from posttrain.batching import pack
     from posttrain.config import GrpoConfig
-    from posttrain.learner import RankLearner
+    from posttrain.learner.learner import RankLearner
 
     meter.baseline()
     dtype = "bfloat16" if kind == "bf16" else "float32"

@@ -39,7 +39,7 @@ def measure(model: str, steps: int, threads: int) -> dict[str, object]:
     torch.set_num_threads(threads)
     from posttrain.batching import pack
     from posttrain.config import GrpoConfig
-    from posttrain.learner import RankLearner
+    from posttrain.learner.learner import RankLearner
 
     config = GrpoConfig.model_validate({"model": model, "env": "none", "run_dir": "none"})
     learner = RankLearner(config, np.arange(1, 9))

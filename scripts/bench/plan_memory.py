@@ -98,9 +98,9 @@ def measure(model: str, case: dict[str, object]) -> dict[str, object]:
 
     torch.set_num_threads(1)
     from posttrain.config import make_config
-    from posttrain.learner import RankLearner
-    from posttrain.memory import Parts, model_size, rank_memory
-    from posttrain.workload import largest_row, workload
+    from posttrain.learner.learner import RankLearner
+    from posttrain.learner.memory import Parts, model_size, rank_memory
+    from posttrain.planning.workload import largest_row, workload
 
     config = make_config(
         {"model": model, "env": "none", "learner": {**case, "warmup_steps": 0}}

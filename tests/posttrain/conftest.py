@@ -74,7 +74,7 @@ def loop():
 def vllm_engine(vllm_config, loop, tmp_path_factory):
     """The shared engine: one real server. Its weights are whatever the last test synced."""
     pytest.importorskip("vllm")
-    from posttrain.vllm_engine import VllmEngine
+    from posttrain.engines.vllm_engine import VllmEngine
 
     engine = VllmEngine(vllm_config(), tmp_path_factory.mktemp("logs"))
     loop(engine.start())

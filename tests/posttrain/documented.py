@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from posttrain.run_dir import RunDir
+from posttrain.storage.run_dir import RunDir
 
 PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 import envs
 import posttrain
 from posttrain.presets import PRESETS
-from posttrain.run_dir import RunDir
+from posttrain.storage.run_dir import RunDir
 from tests import forked
 from tests.posttrain.documented import undocumented
 

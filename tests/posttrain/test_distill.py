@@ -11,7 +11,7 @@ import pytest
 import envs
 import posttrain
 from posttrain.errors import UsageError
-from posttrain.run_dir import RunDir
+from posttrain.storage.run_dir import RunDir
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
@@ -38,7 +38,7 @@ def other_model(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 def teacher(other_model: Path, loop: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The URL of a server with the other model."""
     pytest.importorskip("vllm")
-    from posttrain.server import ServerSpec, VllmServer
+    from posttrain.engines.server import ServerSpec, VllmServer
 
     log = tmp_path_factory.mktemp("logs") / "server.log"
     spec = ServerSpec(

@@ -24,9 +24,9 @@ from posttrain.advantages import ADVANTAGES, TokenRewards
 from posttrain.algorithm import Algorithm
 from posttrain.batching import pack
 from posttrain.config import GrpoConfig, make_config
+from posttrain.learner.row_tensors import RowTensors
 from posttrain.losses import LOSSES, policy_loss
 from posttrain.presets import PRESETS
-from posttrain.row_tensors import RowTensors
 from posttrain.step import Credit
 from posttrain.types import GREEDY, Batch, Completion, FinishReason, Group, Rollout, Sample, Turn
 from rewards import Outcome, Score

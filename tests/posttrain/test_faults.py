@@ -25,8 +25,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from posttrain.checkpoint import checkpoint_step, list_checkpoints
-from posttrain.run_dir import RunDir
+from posttrain.storage.checkpoint import checkpoint_step, list_checkpoints
+from posttrain.storage.run_dir import RunDir
 from tests.posttrain import forked_jobs, small_job
 from tests.posttrain.documented import undocumented
 
@@ -41,7 +41,7 @@ def fork() -> Iterator[multiprocessing.context.BaseContext]:
     before = dict(os.environ)
     os.environ |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
     context = multiprocessing.get_context("forkserver")
-    preloaded = [forked_jobs.__name__, "deepspeed", "transformers", "posttrain.learner"]
+    preloaded = [forked_jobs.__name__, "deepspeed", "transformers", "posttrain.learner.learner"]
     context.set_forkserver_preload(preloaded)
     yield context
     os.environ.clear()
@@ -83,7 +83,7 @@ class Life:
         while self.process.is_alive():
             for child in self.children():
                 command = _command(child)
-                if word in " ".join(command) and "server_guard" not in " ".join(command[:4]):
+                if word in " ".join(command) and "process_guard" not in " ".join(command[:4]):
                     return child
             assert time.monotonic() < deadline, f"no process with {word!r}"
             time.sleep(0.02)
@@ -186,7 +186,7 @@ def test_a_learner_rank_killed_3_times(fork, checkpoint, whole, tmp_path) -> Non
     settings = SETTINGS | {"learner": small_job.DEFAULTS["learner"] | RANK}
     for steps in (0, 1, 2):
         life = Life(fork, checkpoint, run_dir, **settings)
-        rank = life.find("posttrain.learner_rank")
+        rank = life.find("posttrain.learner.rank")
         life.until(steps)
         time.sleep(chance.random() * 0.2)
         life.children()

@@ -21,8 +21,8 @@ import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from posttrain.rollout_files import group_to_record
-from posttrain.run_dir import RunDir
+from posttrain.storage.rollout_files import group_to_record
+from posttrain.storage.run_dir import RunDir
 from posttrain.types import Group
 from posttrain.waits import REQUESTS
 from tests import forked

@@ -2,8 +2,9 @@
 
 import pytest
 
-from posttrain import placement, vllm_engine
+from posttrain import placement
 from posttrain.config import GrpoConfig
+from posttrain.engines import vllm_engine
 from posttrain.errors import UsageError
 from posttrain.placement import Placement, divide, only
 from posttrain.preflight import check_settings

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from posttrain.run_dir import RunDir
-from tests.posttrain.two_hosts import without_ranks
+from posttrain.storage.run_dir import RunDir
+from tests.posttrain.engines.two_hosts import without_ranks
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "scripts" / "slurm" / "grpo.sbatch"

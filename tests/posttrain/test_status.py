@@ -16,10 +16,10 @@ import pytest
 from posttrain import waits
 from posttrain.cli import main
 from posttrain.config import GrpoConfig, make_config
-from posttrain.run_dir import RunDir
 from posttrain.status import read_status
-from posttrain.status_file import StatusFile
 from posttrain.status_text import render
+from posttrain.storage.run_dir import RunDir
+from posttrain.storage.status_file import StatusFile
 from posttrain.types import Group
 from posttrain.waits import waiting
 from tests import forked
@@ -256,7 +256,7 @@ def test_no_run_is_bad_input(tmp_path, capsys):
 
 
 def test_a_full_disk_does_not_reach_the_run(tmp_path):
-    from posttrain.status_file import StatusFile
+    from posttrain.storage.status_file import StatusFile
 
     with StatusFile(tmp_path / "gone"):
         time.sleep(0.6)  # at least one more write

@@ -13,9 +13,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from posttrain.cli import main
+from posttrain.engines.server import ServerSpec
 from posttrain.errors import UsageError
-from posttrain.server import ServerSpec
-from posttrain.serving import command, terminal
+from posttrain.serving import checks, terminal
 from posttrain.serving.gate import KEY_VARIABLE
 from posttrain.serving.vllm_front import Front, PublicServer, public_command, tool_parser_of
 
@@ -23,14 +23,14 @@ from posttrain.serving.vllm_front import Front, PublicServer, public_command, to
 def test_a_public_address_needs_a_key(monkeypatch):
     monkeypatch.delenv(KEY_VARIABLE, raising=False)
     for host in ("127.0.0.1", "::1", "localhost", "127.8.8.8"):
-        command.check_host(host)
+        checks.check_host(host)
     for host in ("0.0.0.0", "::", "192.0.2.1"):
         with pytest.raises(UsageError, match=KEY_VARIABLE):
-            command.check_host(host)
+            checks.check_host(host)
     with pytest.raises(UsageError, match="not an IP address"):
-        command.check_host("example.org")
+        checks.check_host("example.org")
     monkeypatch.setenv(KEY_VARIABLE, "k")
-    command.check_host("0.0.0.0")
+    checks.check_host("0.0.0.0")
 
 
 def test_bad_input_ends_before_a_start(checkpoint, tmp_path, capsys):
@@ -53,7 +53,7 @@ def test_bad_input_ends_before_a_start(checkpoint, tmp_path, capsys):
 
 
 def test_without_the_servers_packages_the_fix_is_named(checkpoint, monkeypatch, capsys):
-    monkeypatch.setattr(command.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(checks.importlib.util, "find_spec", lambda name: None)
     assert main(["serve", str(checkpoint)]) == 2
     assert "pip install 'posttrain[serve]'" in capsys.readouterr().err
     assert main(["serve", str(checkpoint), "--engine", "vllm"]) == 2

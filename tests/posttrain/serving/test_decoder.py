@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from posttrain.embedded import EmbeddedEngine
+from posttrain.engines.embedded import EmbeddedEngine
 from posttrain.serving import decoder as decoder_module
 from posttrain.serving.decoder import Ask, Decoder, QueueFull, cut
 from posttrain.types import Request, Sampling

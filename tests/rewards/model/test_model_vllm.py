@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import httpx
 import pytest
@@ -15,10 +14,10 @@ import pytest
 import rewards
 import rewards.model
 from posttrain.addresses import hold_port
+from posttrain.process_guard import GUARD
 from rewards import Case, Outcome, UsageError
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
-GUARD = Path(__file__).resolve().parents[3] / "posttrain" / "server_guard.py"
 READY_S = 240
 PROMPT = "what is 1 + 2 ?"
 ANSWERS = [
@@ -38,7 +37,6 @@ def vllm(model, log, *extra):
     pytest.importorskip("vllm")
     held = hold_port("127.0.0.1")
     port = held.getsockname()[1]
-    guard = [sys.executable, "-I", "-S", str(GUARD)]
     server = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)]
     where = ["--host", "127.0.0.1", "--port", str(port), "--enforce-eager"]
     pool = ["--runner", "pooling", "--convert", "classify", "--kv-cache-memory-bytes", str(2**28)]
@@ -52,7 +50,7 @@ def vllm(model, log, *extra):
     }
     with log.open("wb") as out:
         process = subprocess.Popen(
-            [*guard, *server, *where, *pool, *extra],
+            [*GUARD, *server, *where, *pool, *extra],
             stdin=subprocess.PIPE,
             stdout=out,
             stderr=out,

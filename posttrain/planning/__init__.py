@@ -1,0 +1,1 @@
+"""``posttrain plan``: memory, time and cost of a run before it starts."""

@@ -1,8 +1,0 @@
-"""A vLLM worker extension that plants a deaf server: the second adapter is taken and ignored."""
-
-from posttrain import vllm_worker
-from posttrain.vllm_worker import WorkerExtension
-
-__all__ = ["WorkerExtension"]
-
-vllm_worker.WorkerExtension.replace_adapter = lambda self, path: None

@@ -1,8 +1,0 @@
-"""A vLLM worker extension that plants a stale ``lm_head``: weights are synced, the head is not."""
-
-from posttrain import vllm_worker
-from posttrain.vllm_worker import WorkerExtension
-
-__all__ = ["WorkerExtension"]
-
-vllm_worker.repack_heads = lambda model: None
