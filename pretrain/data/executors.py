@@ -10,6 +10,7 @@ while one of them lives.
 from __future__ import annotations
 
 import contextlib
+import copy
 import inspect
 import os
 import shutil
@@ -134,7 +135,24 @@ class QuietLocalExecutor(LocalPipelineExecutor):
     def run(self) -> PipelineStats | None:
         self._started_in = os.getpid()
         logger.remove()  # what datatrove says at its start; the tasks' logs are files of their own
+        if self.workers == 1:
+            return self._run_in_turn()
         stats: PipelineStats | None = super().run()
+        return stats
+
+    def _run_in_turn(self) -> PipelineStats | None:
+        """As datatrove's, which forks this process even for one worker, however large it is."""
+        last = self.local_rank_offset + self.local_tasks
+        ranks = self.get_incomplete_ranks(range(self.local_rank_offset, last))
+        if not ranks:
+            return None
+        self.save_executor_as_json()
+        pipeline, stats = self.pipeline, PipelineStats()  # type: ignore[has-type]
+        for rank in ranks:
+            self.pipeline = copy.deepcopy(pipeline)
+            stats = stats + self._run_for_rank(rank)
+        with self.logging_dir.open("stats.json", "wt") as file:
+            stats.save_to_disk(file)
         return stats
 
     def _run_for_rank(self, rank: int, local_rank: int = 0, node_rank: int = -1) -> PipelineStats:

@@ -204,6 +204,7 @@ class _Job:
         for text in damaged:
             loop.records.say(text)
         if start is None:
+            loop.records.rewind(0)  # of a life that ended before its first checkpoint was whole
             return
         check_identity(start, saved.read_manifest(start)["identity"], loop.identity, free)
         if free:

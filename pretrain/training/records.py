@@ -53,7 +53,7 @@ class Records:
             return
         for name in (METRICS, SAMPLES):
             path = self.folder / name
-            if path.exists():
+            if path.is_file():
                 kept = [line for line in path.read_text().splitlines() if _upto(line, step)]
                 write_whole(path, "".join(line + "\n" for line in kept).encode())
 

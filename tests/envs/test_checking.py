@@ -119,9 +119,17 @@ def test_what_close_leaves_behind_is_found(leave: Callable[[], None], what: str)
 
 def test_a_plain_step_that_hangs_meets_the_deadline() -> None:
     class Hangs(Once):
+        @envs.instant  # in no thread: handing over to one may take 50 ms too
+        def start(self, task: Task, *, seed: int) -> Any:
+            return super().start(task, seed=seed)
+
         def step(self, message: Any) -> Step:
             time.sleep(0.4)
             return super().step(message)
+
+        @envs.instant
+        def close(self) -> None:
+            super().close()
 
     task = TASKS.train(0)
     report = envs.check(envs.Episodes("hangs", TASKS, Hangs), tasks=[task], timeout_s=0.05)

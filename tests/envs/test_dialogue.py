@@ -24,7 +24,7 @@ def said(messages, answer, **columns) -> bool:
 
 
 def dialogue(url: str, **user):
-    user = {"url": url, "model": MODEL, "timeout_s": 5.0, "attempts": 2} | user
+    user = {"url": url, "model": MODEL, "timeout_s": 60.0, "attempts": 2} | user
     return envs.load(
         "dialogue", tasks=[ROW], reward=said, user=user, check=False, held_out_percent=0
     )
@@ -71,7 +71,7 @@ def test_the_user_answers_until_it_stops_and_the_whole_is_judged() -> None:
 def test_a_user_that_fails_leaves_the_episode_without_a_value(
     reply: Reply, outcome: Outcome, requests: int, why: str
 ) -> None:
-    timeout_s = 0.5 if reply.after_s else 5.0
+    timeout_s = 0.5 if reply.after_s else 60.0
     with JudgeServer(lambda asked: reply) as server:
         (over,) = play(dialogue(server.url, timeout_s=timeout_s), ["For how many?"])
         assert len(server.asked) == requests

@@ -78,7 +78,7 @@ def url() -> Iterator[str]:
 
 
 def sessions_end() -> bool:
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while OPEN and time.monotonic() < deadline:
         time.sleep(0.02)
     return not OPEN

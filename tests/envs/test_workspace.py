@@ -82,7 +82,7 @@ def test_what_the_model_does_to_its_folder_is_wrong_and_never_unjudged(
 def test_an_interpreter_keeps_state_until_a_call_is_out_of_time(box: Sandbox) -> None:
     rows = [{"prompt": "?", "answer": "42", "files": {"n": "41"}}]
     environment = envs.load(
-        "interpreter", tasks=rows, reward="exact", sandbox=box, call_s=1.0, held_out_percent=0
+        "interpreter", tasks=rows, reward="exact", sandbox=box, call_s=5.0, held_out_percent=0
     )
     steps = play(
         environment,
@@ -96,7 +96,7 @@ def test_an_interpreter_keeps_state_until_a_call_is_out_of_time(box: Sandbox) ->
         ],
     )
     assert told(steps[1]) == "42\n"
-    assert "killed after 1 s: variables, the shell's folder and processes are lost" in told(
+    assert "killed after 5 s: variables, the shell's folder and processes are lost" in told(
         steps[2]
     )
     assert steps[2].info["tool_errors"] == 1

@@ -166,6 +166,12 @@ class InterruptOnce:
             signal.raise_signal(signal.SIGINT)
 
 
+def test_one_worker_forks_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process may be too large to be forked."""
+    monkeypatch.setattr(os, "fork", lambda: pytest.fail("it forked"))
+    prepare_data(input=make_input(tmp_path / "in"), output=tmp_path / "out", workers=1)
+
+
 def test_two_processes_count_as_one(tmp_path: Path, done: Path) -> None:
     out = tmp_path / "out"
     prepare_data(input=make_input(tmp_path / "in"), output=out, steps=STEPS, workers=2)

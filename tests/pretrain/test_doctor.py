@@ -14,6 +14,8 @@ from pretrain.cli import main
 from pretrain.doctor import Finding, Status
 from pretrain.doctor_probes import PROBES, Probe
 
+pytestmark = pytest.mark.timeout(900)  # seven processes, one after another
+
 
 def test_every_stage_works_here(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "--json"]) == 0

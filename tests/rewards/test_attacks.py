@@ -29,7 +29,7 @@ from tests.rewards.attack_host import (
 from tests.rewards.attack_programs import files, kernel, network, processes, resources, texts
 from tests.rewards.attacks import CANARY, CANARY_STDIN, Attack, canary
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 ATTACKS = (
     *resources.ATTACKS,
@@ -39,7 +39,7 @@ ATTACKS = (
     *network.ATTACKS,
     *texts.ATTACKS,
 )
-LATE_S = 2.0  # what a busy machine may add to a deadline
+LATE_S = 15.0  # what a busy machine may add to a deadline
 BATTLE_S = 150.0
 RUNS = 150
 # Over at once, and each leaves something else to clean up.
@@ -154,7 +154,7 @@ def check_canary(battle: Battle, ran: Ran) -> None:
     now = json.loads(ran.canary.stdout)
     changed = {key: (battle.before.get(key), now.get(key)) for key in battle.before | now}
     assert {key: both for key, both in changed.items() if both[0] != both[1]} == {}
-    assert ran.canary.wall_s < 3.0, ran.canary.wall_s
+    assert ran.canary.wall_s < 10.0, ran.canary.wall_s
 
 
 def test_the_canary_saw_what_it_should(battle: Battle) -> None:
@@ -276,6 +276,8 @@ def test_many_runs_leave_nothing(battle: Battle) -> None:
         if not name and not finished.ok:
             failed.append(str(finished))
 
+    several_at_a_time(run, names, BATTLE_S)  # what is made once, threads and their memory
+    done.clear()
     before = holdings(battle.host)
     several_at_a_time(run, [names[i % len(names)] for i in range(RUNS)], BATTLE_S)
     after = holdings(battle.host)

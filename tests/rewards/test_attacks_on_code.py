@@ -20,10 +20,10 @@ from tests.rewards.attack_host import several_at_a_time
 from tests.rewards.attack_programs import answers
 from tests.rewards.attack_programs.answers import Answer
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-POLICY = Policy(limits=Limits(wall_s=1.0, cpu_s=1.0))
-JUDGED_S = 25.0  # with at most three runs of 1 + 2 s, and other answers before it in the queue
+POLICY = Policy(limits=Limits(wall_s=4.0, cpu_s=1.0))
+JUDGED_S = 60.0  # with at most three runs of 4 + 2 s, and other answers before it in the queue
 BATTLE_S = 180.0
 
 # Judged by every form that tests can have; the other answers by calls and a hidden program.

@@ -54,9 +54,9 @@ def test_a_part_that_could_not_be_judged_leaves_the_whole_unjudged():
     score = judged(rewards.combine([right, broken]))
     assert (score.value, score.outcome, score.parts) == (None, Outcome.ERROR, {"right": 1.0})
     assert "RuntimeError: no" in score.detail
-    score = judged(rewards.combine([right, slow]), timeout_s=0.05)
+    score = judged(rewards.combine([right, slow]), timeout_s=0.5)
     assert (score.value, score.outcome, score.parts) == (None, Outcome.TIMEOUT, {"right": 1.0})
-    assert judged(rewards.combine([broken, slow]), timeout_s=0.05).outcome is Outcome.ERROR
+    assert judged(rewards.combine([broken, slow]), timeout_s=0.5).outcome is Outcome.ERROR
 
 
 def test_combinations_nest_and_can_be_registered():

@@ -155,9 +155,9 @@ def test_a_schema_that_refers_to_itself():
 def test_a_schema_with_many_ways_through_it_stays_quick(rule):
     again = {"items": {"$ref": "#"}, "minItems": 1}
     schema = {rule: [again, again, {"items": {"$ref": "#"}, "contains": True}]}
-    started = time.monotonic()  # 3 ** 99 ways, were they all tried
+    started = time.process_time()  # 3 ** 99 ways, were they all tried
     assert json_schema("[" * 99 + "]" * 99, schema).value == 0.0
-    assert time.monotonic() - started < 1
+    assert time.process_time() - started < 1
 
 
 SCALARS = (

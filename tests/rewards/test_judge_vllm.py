@@ -31,7 +31,8 @@ RUBRIC = Rubric(
 )
 # On CPU a seeded request whose prompt is prefilled in parts ends the engine.
 SWITCHES = ("--enforce-eager", "--no-enable-chunked-prefill")
-# The model is random: it writes any white space that JSON allows, and as greedy text never ends it.
+# The model is random: it would write any white space that JSON allows, and without end.
+NO_SPACE = '{"disable_any_whitespace": true, "backend": "xgrammar"}'
 SETTINGS = {
     "sampling": {"temperature": 1.0, "max_tokens": 800},
     "reason_chars": 0,
@@ -78,6 +79,7 @@ def url(wide_checkpoint):
         **{"--port": port, "--dtype": "bfloat16", "--max-model-len": 8192, "--max-num-seqs": 8},
         **{"--kv-cache-memory-bytes": 2**28, "--max-num-batched-tokens": 8192},
         **{"--generation-config": "vllm", "--uvicorn-log-level": "warning"},
+        **{"--structured-outputs-config": NO_SPACE},
     }
     module = "vllm.entrypoints.openai.api_server"
     pairs = [str(word) for pair in flags.items() for word in pair]

@@ -147,9 +147,9 @@ LONG_RESPONSES = {
 @pytest.mark.parametrize(("response", "right"), LONG_RESPONSES.values(), ids=LONG_RESPONSES)
 @pytest.mark.parametrize("bare", [False, True])
 def test_long_responses_take_no_time(response, right, bare):
-    started = time.perf_counter()
+    started = time.process_time()
     assert score(response, "42", bare=bare).value == float(right)
-    assert time.perf_counter() - started < 1
+    assert time.process_time() - started < 1
 
 
 @pytest.mark.parametrize("gold", ["", "  ", None, "$$", "\\boxed{}", "\u200b", ".", "\\text{}"])

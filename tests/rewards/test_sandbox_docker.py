@@ -259,7 +259,7 @@ def test_a_container_lost_by_chance_costs_nothing(docker_engine, sandbox):
     first = container_of(sandbox)
     killer = threading.Timer(0.7, lambda: Engine(docker_engine).remove(first))
     killer.start()
-    done = sandbox.run(python("import time; time.sleep(1.5); print('again')"))
+    done = sandbox.run(python("import time; time.sleep(4); print('again')"))
     killer.join()
     assert done.stdout == b"again\n"
     assert container_of(sandbox) not in ("", first)

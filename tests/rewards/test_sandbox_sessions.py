@@ -24,7 +24,7 @@ from rewards.sandbox.bubblewrap import BubblewrapSandbox
 from rewards.sandbox.session import OpenSession
 from rewards.sandbox.usage import descendants
 
-QUICK = SessionLimits(call_s=1.0, output_bytes=1000)
+QUICK = SessionLimits(call_s=3.0, output_bytes=1000)
 
 
 @pytest.fixture(scope="module", params=["bubblewrap", "docker"])
@@ -91,7 +91,7 @@ def test_a_call_out_of_time_is_killed_and_costs_the_state_but_no_files(sandbox: 
     session.python("x = 1; open('f', 'w').write('there')")
     started = time.monotonic()
     said = session.shell("echo begun; (setsid sleep 600 &); sleep 600")
-    assert time.monotonic() - started < 8
+    assert time.monotonic() - started < 20
     assert (said.output, said.ending, said.exit_code) == (b"begun\n", Ending.WALL, None)
     assert said.state_lost
     assert session.read("f") == b"there"
@@ -141,8 +141,10 @@ def test_what_runs_inside_ends_its_own_session_and_no_other(sandbox: Sandbox, at
 
 def attacked(session: Session, code: str) -> None:
     session.python(code)
-    time.sleep(0.2)  # the kernel may have taken the interpreter alone, just before
-    session.python("1")
+    until = time.monotonic() + 10
+    while time.monotonic() < until:  # the kernel may have taken the interpreter alone, just before
+        session.python("1")
+        time.sleep(0.1)
 
 
 @pytest.mark.parametrize(
@@ -196,7 +198,7 @@ def test_files_that_do_not_fit_are_told_at_once(sandbox: Sandbox) -> None:
     limits = SessionLimits(whole=Limits(files=3))
     with pytest.raises(SandboxError, match="No space left"):
         sandbox.session({"a/b/c/d/e/f/g/h/i": b""}, limits).python("1")
-    assert time.monotonic() - started < 8
+    assert time.monotonic() - started < 20
 
 
 def test_what_cannot_be_opened() -> None:

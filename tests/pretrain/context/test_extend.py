@@ -7,6 +7,7 @@ import json
 import math
 import random
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +177,15 @@ def needle(length: int, depth: float, rng: random.Random) -> tuple[list[int], li
     fill = [rng.choice((rng.randrange(VALUES), rng.randrange(10, VOCABULARY))) for _ in range(n)]
     at = round(depth * n)
     return [*fill[:at], MARK, value, *fill[at:], QUESTION], [value]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """What is learnt does not depend on what ran in this process before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def train(model: Any, steps: int, lengths: range, rate: float, *, rows: int = 32) -> None:

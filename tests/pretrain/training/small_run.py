@@ -95,7 +95,7 @@ def as_command(tree: dict[str, Any], folder: Path) -> list[str]:
     return said
 
 
-def wait_for_steps(out: Path, n: int, deadline_s: float = 60.0) -> None:
+def wait_for_steps(out: Path, n: int, deadline_s: float = 240.0) -> None:
     until = time.monotonic() + deadline_s
     while not (out / "metrics.jsonl").exists() or len(steps_of(out)) < n:
         assert time.monotonic() < until, f"{out} did not get to step {n}"

@@ -88,7 +88,7 @@ def test_killed_inside_a_write_the_checkpoint_before_is_taken(
         command = [sys.executable, "-c", DIES, where, *arguments]
         dying[where] = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     for where, process in dying.items():
-        _, said = process.communicate(timeout=120)
+        _, said = process.communicate(timeout=280)
         assert process.returncode == -signal.SIGKILL, said[-3000:]
         out = tmp_path / where / "run"
         half = out / "checkpoints" / "step-00000008.tmp"

@@ -30,7 +30,6 @@ from tests.pretrain.training.small_run import (
     config,
     steps_of,
     trained,
-    wait_for_steps,
 )
 
 
@@ -142,11 +141,29 @@ def test_compiled_layers_give_the_same_weights(whole: Path, shards: Shards, tmp_
 # resume
 
 
-def start(tree: dict[str, Any], folder: Path) -> subprocess.Popen[bytes]:
-    """``pretrain train`` in another process."""
-    command = [sys.executable, "-m", "pretrain.cli", "train", *as_command(tree, folder)]
-    with (folder / "log").open("ab") as log:
-        return subprocess.Popen(command, stdout=log, stderr=log)
+SIGNALLED = """
+import os, sys
+from pretrain.cli import main
+from pretrain.training.records import Records
+
+step, number = int(sys.argv[1]), int(sys.argv[2])
+append = Records.append
+
+def signalled(self, record, *name):
+    append(self, record, *name)
+    if "grad_norm" in record and record["step"] == step:
+        os.kill(os.getpid(), number)
+
+Records.append = signalled
+sys.exit(main(["train", *sys.argv[3:]]))
+"""
+
+
+def signalled(tree: dict[str, Any], folder: Path, step: int, number: int) -> tuple[int, str]:
+    """Exit status and stderr of ``pretrain train`` that gets a signal after a step."""
+    command = [sys.executable, "-c", SIGNALLED, str(step), str(number), *as_command(tree, folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+    return done.returncode, done.stderr
 
 
 def test_killed_or_interrupted_anywhere_it_resumes_bit_for_bit(
@@ -154,20 +171,27 @@ def test_killed_or_interrupted_anywhere_it_resumes_bit_for_bit(
 ) -> None:
     out = tmp_path / "run"
     tree = config(shards, out)
-    process = start(tree, tmp_path)
-    wait_for_steps(out, random.randint(1, 5))
-    process.kill()
-    assert process.wait(30) == -signal.SIGKILL
-    process = start(tree, tmp_path)
-    wait_for_steps(out, random.randint(6, 8))
-    process.send_signal(signal.SIGINT)
-    assert process.wait(30) == 130, (tmp_path / "log").read_text()
-    assert "the same command goes on from there" in (tmp_path / "log").read_text()
+    status, said = signalled(tree, tmp_path, random.randint(1, 5), signal.SIGKILL)
+    assert status == -signal.SIGKILL, said
+    status, said = signalled(tree, tmp_path, random.randint(6, 8), signal.SIGINT)
+    assert status == 130, said
+    assert "the same command goes on from there" in said
     interrupted = written(out / "checkpoints")[-1]
     assert step_of(interrupted) == len(steps_of(out)) < 12
     job.train_model(tree)
     assert (out / "final" / WEIGHTS).read_bytes() == (whole / "final" / WEIGHTS).read_bytes()
     assert [r["loss"] for r in steps_of(out)] == [r["loss"] for r in steps_of(whole)]
+
+
+def test_a_life_that_ended_before_its_first_checkpoint_leaves_no_records(
+    whole: Path, shards: Shards, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    out.mkdir()
+    lines = (whole / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (out / "metrics.jsonl").write_text("".join(lines[:3]))
+    trained(shards, out)
+    assert [r["step"] for r in steps_of(out)] == list(range(1, 13))
 
 
 def test_a_damaged_checkpoint_is_set_aside(

@@ -176,7 +176,7 @@ def test_a_run_that_was_stopped_and_killed_ends_like_one_that_was_not(
     # As the child of a process in which DeepSpeed has had a rank.
     env = os.environ | {"LOCAL_RANK": "0"}
     killed = forked.start([sys.executable, script, "vision", str(toml), "7"], env=env)
-    assert killed.wait(120) == -signal.SIGKILL  # in stage 2
+    assert killed.wait(240) == -signal.SIGKILL  # in stage 2
     assert (broken / "stage1").exists() and not (broken / "stage2").exists()
     assert any((broken / "checkpoints/stage2").iterdir())
     with pytest.raises(UsageError, match="stage2.rate: 0.003 there, 0.1 now"):

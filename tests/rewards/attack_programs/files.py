@@ -369,7 +369,7 @@ except OSError as error:
 print("done")
 """,
         shows=b"done\n",
-        within_s=2.5,
+        within_s=15.0,
     ),
     Attack(
         "locks_and_leases",
@@ -387,7 +387,7 @@ if os.fork() == 0:
     time.sleep(60)
 os._exit(0)
 """,
-        within_s=2.5,
+        within_s=15.0,
         limits=ROOMY,
     ),
     Attack(
