@@ -29,6 +29,7 @@ from posttrain.waits import waiting
 
 RESTART_WINDOW_S = 600.0
 HEALTH_TIMEOUT_S = 10.0  # a health check of a busy server on busy cores takes far less
+_STOOD_STILL_S = 2.0  # a check that took so much longer was held up on this side
 _FIRST_TOKEN_TIMEOUT_S = 120.0
 _UNSYNCED = "unsynced"
 
@@ -170,8 +171,17 @@ class Replica:
         return None
 
     async def is_well(self) -> bool:
-        """Alive and answering; what the monitor asks."""
-        return self.server.alive() and await self.client.healthy(HEALTH_TIMEOUT_S)
+        """Alive and answering; what the monitor asks.
+
+        A check during which this process stood still says nothing, and is made again.
+        """
+        while self.server.alive():
+            began = time.monotonic()
+            if await self.client.healthy(HEALTH_TIMEOUT_S):
+                return True
+            if time.monotonic() - began < HEALTH_TIMEOUT_S + _STOOD_STILL_S:
+                return False
+        return False
 
     async def close(self) -> None:
         self._enter(State.DOWN)

@@ -124,7 +124,7 @@ def test_a_killed_ppo_run_resumes_to_the_same_bits(checkpoint: Path, tmp_path: P
     """The critic and its optimiser are part of the checkpoint."""
     settings = json.dumps(
         {
-            "steps": 4, "checkpoint": {"every": 2}, "evaluation": {"tasks": 0},
+            "steps": 8, "checkpoint": {"every": 2}, "evaluation": {"tasks": 0},
             "algorithm": {"preset": "ppo"},
         }
     )  # fmt: skip
@@ -134,7 +134,7 @@ def test_a_killed_ppo_run_resumes_to_the_same_bits(checkpoint: Path, tmp_path: P
     process = forked.start([*command, str(cut), settings])
     metrics = cut / "metrics.jsonl"
     while process.poll() is None:
-        if metrics.exists() and metrics.read_text().count('"value_loss"') == 3:
+        if metrics.exists() and metrics.read_text().count('"value_loss"') >= 3:
             process.kill()
         time.sleep(0.005)
     assert process.wait(60) == -9

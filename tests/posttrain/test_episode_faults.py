@@ -50,7 +50,7 @@ class Faulty:
         if self.fault == "step raises":
             raise ZeroDivisionError("1 / 0")
         if self.fault == "step hangs":
-            time.sleep(1.0)
+            time.sleep(4.0)
         if self.fault == "score is nan":
             return Step(score=Score(math.nan, Outcome.CORRECT), done=True)
         return None if self.fault == "step is None" else FINE
@@ -85,7 +85,7 @@ class Yes:
 def play(chat: Chat, make: Any) -> tuple[Group, Yes]:
     environment = envs.Episodes("faulty", envs.generated(lambda rng: TASK), make)
     engine = Yes(chat)
-    limits = EpisodeLimits(4, 2000, 0.3)
+    limits = EpisodeLimits(4, 2000, 2.0)
     sampling = Sampling(20, 1.0, chat.stop_token_ids)
     player = Player(engine, environment, chat, sampling, limits)  # type: ignore[arg-type]
     return asyncio.run(player.group(TASK, seed=0, where=(0, 0), size=4)), engine
@@ -99,7 +99,7 @@ def play(chat: Chat, make: Any) -> tuple[Group, Yes]:
         ("start is None", EndReason.ENV_ERROR, "faulty.start returned None, not messages"),
         ("no message", EndReason.ENV_ERROR, "not messages with role and content"),
         ("step raises", EndReason.ENV_ERROR, "ZeroDivisionError: 1 / 0"),
-        ("step hangs", EndReason.ENV_TIMEOUT, "faulty.step gave no answer within 0.3 s"),
+        ("step hangs", EndReason.ENV_TIMEOUT, "faulty.step gave no answer within 2 s"),
         ("step is None", EndReason.ENV_ERROR, "faulty.step returned None, not an envs.Step"),
         ("score is nan", EndReason.ENV_ERROR, "ValueError"),
     ],

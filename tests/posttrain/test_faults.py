@@ -288,9 +288,13 @@ def test_a_full_disk_stops_the_run_and_costs_nothing(
 
 
 def fill(path: Path, leave: int) -> None:
-    room = os.statvfs(path.parent)
-    with path.open("wb") as file:
-        file.write(bytes(room.f_bavail * room.f_frsize - leave))
+    def room() -> int:
+        found = os.statvfs(path.parent)
+        return found.f_bavail * found.f_frsize - leave
+
+    with path.open("wb", buffering=0) as file:  # in pieces: others write meanwhile
+        while (left := room()) > 0:
+            file.write(bytes(min(left, 64_000)))
 
 
 # rewards that hang
@@ -300,7 +304,7 @@ def fill(path: Path, leave: int) -> None:
 def test_a_judge_that_hangs_costs_its_samples_and_nothing_else(
     fork, checkpoint, tmp_path, judge
 ) -> None:
-    settings = {"steps": 4, "prompts_per_step": 4, "group_size": 2, "episode_timeout_s": 0.5}
+    settings = {"steps": 4, "prompts_per_step": 4, "group_size": 2, "episode_timeout_s": 2.0}
     settings |= {"evaluation": {"tasks": 0}, "max_invalid_share": 0.9, "judge": judge}
     life = Life(fork, checkpoint, tmp_path / "run", job="hanging", **settings)
     assert life.end(60) == 0, life.log.read_text()  # no thread holds the process

@@ -117,14 +117,19 @@ def test_a_kill_amid_partial_rollouts_loses_none_and_trains_on_none_twice(
     life = Life(model, run_dir, **SETTINGS, rollout=rollout)
     run = RunDir(run_dir)
     deadline = time.monotonic() + 200
-    while steps_done(run) < 2 or (lost := carried_over(run)) is None:
+    lost = None
+    while lost is None:
         assert life.process.poll() is None, life.log.read_text()
         assert time.monotonic() < deadline, life.log.read_text()
         time.sleep(0.01)
+        if steps_done(run) >= 2 and carried_over(run) is not None:
+            life.process.send_signal(signal.SIGSTOP)  # now nothing can be finished any more
+            if (lost := carried_over(run)) is None:
+                life.process.send_signal(signal.SIGCONT)
     life.process.kill()
     assert life.process.wait(20) == -signal.SIGKILL
     before = groups_on_disk(run)
-    assert lost not in before, "it was finished in the moment before the kill"
+    assert lost not in before
 
     Life(model, run_dir).end()
     after = groups_on_disk(run)

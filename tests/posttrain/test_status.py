@@ -153,7 +153,7 @@ def test_steps_that_wait_for_the_learner_are_named(tmp_path):
 
 def test_a_slow_reward_is_named_with_its_age_and_the_end_is_told(checkpoint, tmp_path, capsys):
     run_dir = tmp_path / "run"
-    settings = {**QUICK, "slow_reward_s": 4.0, "episode_timeout_s": 77.0}
+    settings = {**QUICK, "slow_reward_s": 12.0, "episode_timeout_s": 77.0}
     process = _start(checkpoint, run_dir, **settings)
     _until(lambda status: _wait_named(status, "reward calls"), process)
     time.sleep(1.0)
@@ -163,7 +163,7 @@ def test_a_slow_reward_is_named_with_its_age_and_the_end_is_told(checkpoint, tmp
     assert reward["count"] == 12  # 3 prompts of 4 members
     assert re.fullmatch(r"reward 'slow' of 0-[0-2]-[0-3]", reward["oldest"])
     assert reward["deadline_s"] == 77.0
-    assert 1.0 <= reward["age_s"] <= 4.5
+    assert 1.0 <= reward["age_s"] <= 12.5
     assert _wait_named(status, "rollouts of step 0")["age_s"] >= reward["age_s"]
     assert status["processes"] == [{"name": "orchestrator", "pid": process.pid, "state": "alive"}]
     assert (status["weight_version"], status["last_step"], status["steps"]) == (0, None, 2)
@@ -201,7 +201,8 @@ def test_a_stopped_rank_is_the_owner_of_the_wait_and_a_kill_is_told(checkpoint, 
             return [w for w in found if w["age_s"] > 1.0 and w["name"] != "learner, build"]
 
         status, (wait,) = _until(stuck, process)
-        assert wait["name"] in ("learner, train", "learner, publish", "learner, logprobs")
+        names = ("train", "publish", "logprobs", "save")
+        assert wait["name"] in [f"learner, {name}" for name in names]
         assert wait["deadline_s"] == 123.0
         states = {one["name"]: one["state"] for one in status["processes"]}
         assert states == {"orchestrator": "alive", "learner rank 0": "stopped"}

@@ -31,7 +31,7 @@ class Calculator(ToolEnv):
 
     def slow(self) -> str:
         """Takes a while."""
-        time.sleep(0.15)
+        time.sleep(0.5)
         return "done"
 
     def judge(self, message):
@@ -155,8 +155,8 @@ def test_turns_end_to_end_are_what_was_sampled_and_only_that_is_trained(
         ([CALL], Budget(turns=2), EndReason.MAX_TURNS, 2),
         ([CALL], Budget(), EndReason.MAX_TURNS, 4),
         ([CALL], Budget(turns=9, tokens=100), EndReason.TOKENS, None),
-        (['<tool_call>{"name": "slow"}</tool_call>'], Budget(tool_s=0.2), EndReason.TOOL_TIME, 2),
-        (['<tool_call>{"name": "slow"}</tool_call>'], Budget(total_s=0.1), EndReason.TOTAL_TIME, 1),
+        (['<tool_call>{"name": "slow"}</tool_call>'], Budget(tool_s=0.9), EndReason.TOOL_TIME, 2),
+        (['<tool_call>{"name": "slow"}</tool_call>'], Budget(total_s=0.4), EndReason.TOTAL_TIME, 1),
     ],
 )
 def test_a_budget_that_is_spent_ends_the_episode_as_wrong(

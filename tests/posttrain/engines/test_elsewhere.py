@@ -125,7 +125,7 @@ def test_a_snapshot_in_a_shared_folder_is_named_and_not_sent(remote, tmp_path):
     snapshot = tmp_path / "weights-1.safetensors"
     snapshot.write_bytes(b"weights")
     assert asyncio.run(deliver(remote, snapshot, 5.0)) == str(snapshot)
-    assert list(tmp_path.glob("*")) == [tmp_path / "spool", snapshot]  # no mark is left
+    assert set(tmp_path.glob("*")) == {tmp_path / "spool", snapshot}  # no mark is left
     assert list((tmp_path / "spool").iterdir()) == []
 
 
@@ -464,7 +464,7 @@ def test_a_rank_ends_when_its_orchestrator_does_also_in_the_middle_of_something(
             connection.sendall(b'{"command": "place"}\n')
             time.sleep(0.3)
             connection.close()
-            assert rank.wait(10) == 1
+            assert rank.wait(60) == 1
         finally:
             if rank.poll() is None:
                 rank.send_signal(signal.SIGKILL)

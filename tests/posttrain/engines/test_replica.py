@@ -2,12 +2,13 @@
 
 import asyncio
 import dataclasses
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from posttrain.engines import vllm_engine
+from posttrain.engines import replica, vllm_engine
 from posttrain.engines.replica import State
 from posttrain.engines.vllm_engine import VllmEngine
 from posttrain.errors import RunError
@@ -209,11 +210,35 @@ def test_an_unhealthy_server_is_restarted_by_the_monitor(play, monkeypatch):
 
     async def story(engine):
         fake.healthy = False
-        while engine.restarts == 0:
+        while engine.restarts == 0 or fake.starts < 2:
             await asyncio.sleep(0.02)
 
     play(story, fake)
     assert fake.starts == 2
+
+
+def test_a_check_during_which_this_process_stood_still_is_made_again(play, monkeypatch):
+    monkeypatch.setattr(replica, "HEALTH_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(replica, "_STOOD_STILL_S", 0.2)
+    fake = FakeVllm()
+
+    async def story(engine):
+        (one,) = engine._replicas
+        healthy, asked = one.client.healthy, []
+
+        async def held_up(timeout_s):
+            asked.append(timeout_s)
+            if len(asked) == 1:
+                time.sleep(0.5)
+                return False  # its deadline was over when the answer was seen
+            return await healthy(timeout_s)
+
+        monkeypatch.setattr(one.client, "healthy", held_up)
+        well = await one.is_well()
+        fake.healthy = False
+        return well, len(asked), await one.is_well()
+
+    assert play(story, fake) == (True, 2, False)
 
 
 def test_no_more_requests_are_in_flight_than_asked_for(play, ask):
@@ -243,7 +268,7 @@ def test_a_slow_server_gets_its_share_of_a_burst_and_no_more(play, ask):
 
     before, of_the_burst = play(story, slow, fast)
     assert before == (3, 3)  # two each, and a sign of life at the start
-    assert 2 <= of_the_burst <= 8  # 3 by their paces, 25 by their numbers
+    assert 2 <= of_the_burst <= 16  # 3 by their paces, 25 by their numbers
 
 
 def test_what_waits_for_a_slot_goes_by_the_age_of_its_step(play, ask):

@@ -219,11 +219,11 @@ def test_a_server_that_hangs_is_noticed_while_nobody_asks_it_anything(
     async def stop_and_wait():
         await vllm_engine.sync(learner.publish())
         os.killpg(vllm_engine._replicas[0].server.pid, signal.SIGSTOP)
-        for _ in range(200):
+        for _ in range(600):
             await asyncio.sleep(0.1)
             if vllm_engine.restarts > before:
                 return
-        pytest.fail("a stopped server was not noticed in 20 s")
+        pytest.fail("a stopped server was not noticed in 60 s")
 
     before = vllm_engine.restarts
     loop(stop_and_wait())

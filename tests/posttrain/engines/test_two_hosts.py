@@ -162,7 +162,7 @@ from posttrain.engines import replica, vllm_engine
 from posttrain.config import make_config
 from posttrain.types import Request, Sampling, Snapshot
 
-replica.HEALTH_TIMEOUT_S = 1.0
+replica.HEALTH_TIMEOUT_S = 5.0
 vllm_engine._MONITOR_EVERY_S = 0.2
 config = make_config({"model": "model", "env": "e", "rollout": {"urls": sys.argv[1:]}})
 prompt = np.array([5, 6], dtype=np.int64)
@@ -177,7 +177,7 @@ async def main():
     await engine.sync(snapshot(1))
     requests = [Request(str(i), prompt, Sampling(4, 1.0, ()), i) for i in range(8)]
     running = [asyncio.create_task(engine.generate(request)) for request in requests]
-    await asyncio.sleep(0.1)
+    await asyncio.sleep(0)  # each has chosen its server
     print("asked", [replica.in_flight for replica in engine._replicas], flush=True)
     done = await asyncio.gather(*running)
     print("answered", {int(version) for one in done for version in one.weight_versions}, flush=True)
@@ -211,9 +211,9 @@ def test_requests_to_a_server_that_was_cut_off_are_answered_by_the_other_one(tmp
 
         wait_for(told("asked [4, 4]"), "request", 60, engine)
         hosts.cut(ROLLOUT_LINK)
-        wait_for(told("answered {1}"), "answer to all", 20, engine)
+        wait_for(told("answered {1}"), "answer to all", 60, engine)
         hosts.mend(ROLLOUT_LINK)
-        wait_for(told("synced 2 1 {2}"), "sync of both", 40)
+        wait_for(told("synced 2 1 {2}"), "sync of both", 60)
         assert engine.wait(10) == 0
 
 

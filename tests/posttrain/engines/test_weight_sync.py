@@ -49,7 +49,7 @@ def test_a_completion_that_spans_a_sync_has_each_tokens_own_version_and_logprob(
     async def sync_while_generating():
         await vllm_engine.sync(first)
         running = [asyncio.create_task(vllm_engine.generate(request)) for request in requests]
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(0.8)
         report = await vllm_engine.sync(second)
         return report, await asyncio.gather(*running)
 

@@ -32,6 +32,7 @@ from posttrain.addresses import hold_port
 from posttrain.batching import pack
 from posttrain.config import GrpoConfig
 from posttrain.errors import RunError
+from posttrain.learner import state
 from posttrain.learner.engine_settings import deepspeed_config
 from posttrain.learner.inline import InlineLearner
 from posttrain.learner.process import ProcessLearner, make_learner, threads_per_rank
@@ -521,15 +522,26 @@ async def save(learner, folder: Path) -> None:
     await learner.saved(folder)
 
 
-def test_a_save_holds_the_moment_it_was_asked_for(checkpoint: Path, tmp_path: Path) -> None:
+def test_a_save_holds_the_moment_it_was_asked_for(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Training goes on while it is written; two saves of one state are the same bytes."""
+    disk, write_all = threading.Event(), state.write_all
+    disk.set()
+
+    def when_it_may(*arguments: object) -> None:
+        assert disk.wait(60)
+        write_all(*arguments)
+
+    monkeypatch.setattr(state, "write_all", when_it_may)
 
     async def work(learner):
         await learner.train(make_batch(0))
         await save(learner, tmp_path / "still")
-        await learner.save(tmp_path / "moving")
-        assert not (tmp_path / "moving/rank-0.json").exists()  # not a wait for the disk
+        disk.clear()
+        await learner.save(tmp_path / "moving")  # no wait for the disk
         await learner.train(make_batch(1))
+        disk.set()
         await learner.saved(tmp_path / "moving")
 
     use(settings(checkpoint, zero_stage=2), tmp_path, work)
@@ -750,7 +762,7 @@ def test_a_rank_started_by_hand_can_join(checkpoint: Path, tmp_path: Path, addre
             await starting
             result = await learner.train(make_batch(0))
             await learner.close()
-            assert by_hand.wait(10) == 0
+            assert by_hand.wait(60) == 0
             return result
         finally:
             by_hand.kill()
@@ -792,7 +804,7 @@ def test_a_rank_that_does_not_see_the_run_sends_what_it_writes(
     )
     try:
         there = use(process(checkpoint), run, lambda learner: life(learner, run))
-        assert by_hand.wait(10) == 0
+        assert by_hand.wait(60) == 0
     finally:
         by_hand.kill()
     here = use(settings(checkpoint), tmp_path, lambda learner: life(learner, tmp_path / "here"))

@@ -456,7 +456,7 @@ def test_vllm_serves_the_newest_adapter(vllm_checkpoint, loop, ask, tmp_path):
             await learner.close()
 
     gaps, moved, generated, completion, version = loop(run())
-    assert max(gaps) < 0.02 and generated < 0.02
+    assert max(gaps) < 0.03 and generated < 0.03
     assert moved > 0.1
     assert set(completion.weight_versions) == {version}
 

@@ -95,13 +95,17 @@ def test_a_cache_with_windows_is_kept_apart_and_right():
     model = Qwen3ForCausalLM(config).eval()
     asks = [ask(str(i), n=40 + i, temperature=0, prompt=np.arange(5 + i, 15)) for i in range(6)]
 
+    async def rest(first, stream):
+        return [first] + [token async for token in stream]
+
     async def main():
         decoder = Decoder(model, max_rows=8)
         tasks, most = [], 0
-        for one in asks:
-            tasks.append(asyncio.create_task(read(decoder, one)))
-            await asyncio.sleep(0.005)
+        for one in asks:  # each comes when the one before has begun
+            stream = decoder.stream(one)
+            first = await anext(stream)
             most = max(most, len(decoder._batches))
+            tasks.append(asyncio.create_task(rest(first, stream)))
         return await asyncio.gather(*tasks), most
 
     together, most = asyncio.run(main())

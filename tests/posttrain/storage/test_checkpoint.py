@@ -206,7 +206,7 @@ def test_a_save_that_failed_is_told_and_leaves_the_ones_before(tmp_path: Path) -
             file.write(b"and the rest")
 
         write_all(learner.folder, 1, {learner.folder / "deepspeed/1.pt": full})
-        await asyncio.sleep(0.1)
+        await asyncio.wait([checkpoints._writing], timeout=30)
         with pytest.raises(RunError, match="rank 1 could not write.*No space left on device"):
             checkpoints.check()
         with pytest.raises(RunError, match=rf"posttrain resume {tmp_path.parent}"):
