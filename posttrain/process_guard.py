@@ -39,7 +39,7 @@ def main(command: list[str]) -> None:
     poll.register(sys.stdin.fileno(), select.POLLIN)  # POLLHUP is always reported
     ready = {descriptor for descriptor, _ in poll.poll()}
     if exited in ready:
-        print(f"the server process ended by itself, status {child.wait()}", file=sys.stderr)
+        print(f"the command ended by itself, status {child.wait()}", file=sys.stderr)
     else:
         os.killpg(0, signal.SIGTERM)
         select.select([exited], [], [], GRACE_S)

@@ -70,10 +70,7 @@ def _learner(learner: Mapping[str, Any]) -> list[tuple[str, str]]:
         "runtime": "Python and its libraries",
     }
     lines = [
-        (
-            "memory per rank",
-            f"{_size(learner['total'])}, by the formula in learner/memory.py",
-        )
+        ("memory per rank", f"{_size(learner['total'])}, formula in posttrain/learner/memory.py")
     ]
     for name, n in learner["memory"].items():
         if n:

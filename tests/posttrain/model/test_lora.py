@@ -27,40 +27,19 @@ from posttrain.learner.row_tensors import RowTensors
 from posttrain.model import lora
 from posttrain.model.policy import load_policy
 from posttrain.storage.run_dir import RunDir
-from posttrain.types import Sample
 from tests import forked
+from tests.posttrain.model.small_samples import make_samples
 
 PROBE = np.arange(2, 42)
 RATE = 1e-3
 TABLE = {"rank": 4, "alpha": 12}
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Sums are in one order only when all learners of a comparison use as many threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def config_of(checkpoint, table, algorithm=None, **learner):
     plain = {"ranks": 0, "dtype": "float32", "learning_rate": RATE, "warmup_steps": 0}
     tree = {"model": str(checkpoint), "env": "none", "algorithm": algorithm or {}}
     return make_config(tree | {"learner": plain | {"threads": 1, "lora": table} | learner})
-
-
-def make_samples(seed, n=8):
-    rng = np.random.default_rng(seed)
-    samples = []
-    for i in range(n):
-        length = int(rng.integers(8, 30))
-        mask = np.arange(length) >= 4
-        logprobs = np.where(mask, rng.normal(-5, 0.2, length), 0).astype(np.float32)
-        advantages = np.where(mask, rng.normal(), 0).astype(np.float32)
-        ids = rng.integers(0, 200, length)
-        samples.append(Sample(ids, mask, logprobs, advantages, np.zeros(length, np.int64), str(i)))
-    return samples
 
 
 def batch_of(step):

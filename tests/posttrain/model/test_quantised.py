@@ -21,38 +21,18 @@ from posttrain.learner.process import make_learner
 from posttrain.model import lora, quantised
 from posttrain.model.policy import load_policy
 from posttrain.preflight import check_settings
-from posttrain.types import Sample
+from tests.posttrain.model.small_samples import make_samples
 
 PROBE = np.arange(2, 42)
 RATE = 1e-3
 TABLE = {"rank": 4, "alpha": 12, "bits": 4}
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def config_of(checkpoint, table=TABLE, **learner):
     plain = {"ranks": 0, "dtype": "float32", "learning_rate": RATE, "warmup_steps": 0, "threads": 1}
     tree = {"model": str(checkpoint), "env": "none"}
     return make_config(tree | {"learner": plain | {"lora": table} | learner})
-
-
-def make_samples(seed, n=8):
-    rng = np.random.default_rng(seed)
-    samples = []
-    for i in range(n):
-        length = int(rng.integers(8, 30))
-        mask = np.arange(length) >= 4
-        logprobs = np.where(mask, rng.normal(-5, 0.2, length), 0).astype(np.float32)
-        advantages = np.where(mask, rng.normal(), 0).astype(np.float32)
-        ids = rng.integers(0, 200, length)
-        samples.append(Sample(ids, mask, logprobs, advantages, np.zeros(length, np.int64), str(i)))
-    return samples
 
 
 def use(config, folder, work):
